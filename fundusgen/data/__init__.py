@@ -1,0 +1,1 @@
+"""From a manifest of photographs to framed images of patients."""

@@ -1,0 +1,1 @@
+"""Messages, weights and checkpoints; the only room that knows Flower."""

@@ -1,0 +1,1 @@
+"""Networks: what is trained and what draws. Knows nothing of privacy."""

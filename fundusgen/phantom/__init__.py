@@ -1,0 +1,1 @@
+"""The simulator: fundus images with no patient behind them."""

@@ -1,0 +1,149 @@
+"""Conditional convolutional variational autoencoder.
+
+Kingma and Welling 2014; conditioning as in Sohn et al. 2015, by modulation of every norm.
+The decoder is the generator of a study; the encoder serves training only.
+
+Legend of axes: B batch, C channels, S side of the image, Z latent, E embedding.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fundusgen.errors import ModelError
+from fundusgen.models.blocks import (
+    ConditionNorm,
+    DownBlock,
+    UpBlock,
+    field_of_view_mask,
+    position_map,
+)
+
+_SMALLEST_PX = 4
+_MAX_WIDTH_FACTOR = 4
+
+
+class Encoder(nn.Module):
+    """Images and conditions to the mean and log-variance of the latent vector."""
+
+    def __init__(self, image_size: int, conditions: int, width: int, latent: int) -> None:
+        """Make the encoder; see `VAE`."""
+        super().__init__()
+        channels = _channels(image_size, width)
+        self.embedding = nn.Embedding(conditions, 2 * width)
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            DownBlock(before, after, 2 * width)
+            for before, after in zip([width, *channels], channels, strict=False)
+        )
+        self.head = nn.Linear(channels[-1] * _SMALLEST_PX**2, 2 * latent)
+
+    def forward(self, images_BCSS: Tensor, conditions_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) in [-1, 1] and (B,) to two (B, Z)."""
+        embedding_BE = self.embedding(conditions_B)
+        features = functional.silu(self.stem(images_BCSS))
+        for block in self.blocks:
+            features = block(features, embedding_BE)
+        mean_BZ, log_variance_BZ = self.head(features.flatten(1)).chunk(2, dim=1)
+        # Bounded, so that one extreme patient cannot overflow the loss of a whole round.
+        return mean_BZ, log_variance_BZ.clamp(-10, 10)
+
+
+class Decoder(nn.Module):
+    """Latent vectors and conditions to images: the generator."""
+
+    position: Tensor
+    image_position: Tensor
+    mask: Tensor
+
+    def __init__(self, image_size: int, conditions: int, width: int, latent: int) -> None:
+        """Make the decoder; see `VAE`."""
+        super().__init__()
+        channels = _channels(image_size, width)[::-1]
+        embedding = 4 * width
+        self.embedding = nn.Embedding(conditions, embedding)
+        self.from_latent = nn.Linear(latent, embedding)
+        self.root = nn.Linear(latent + embedding, channels[0] * _SMALLEST_PX**2)
+        self.entry = nn.Conv2d(channels[0] + 3, channels[0], 3, padding=1)
+        self.entry_norm = ConditionNorm(channels[0], embedding)
+        self.blocks = nn.ModuleList(
+            UpBlock(before, after, embedding)
+            for before, after in zip(channels, [*channels[1:], width], strict=True)
+        )
+        self.to_image = nn.Conv2d(width + 3, 3, 3, padding=1)
+        self.register_buffer("position", position_map(_SMALLEST_PX), persistent=False)
+        self.register_buffer("image_position", position_map(image_size), persistent=False)
+        self.register_buffer("mask", field_of_view_mask(image_size), persistent=False)
+
+    def forward(self, latent_BZ: Tensor, conditions_B: Tensor) -> Tensor:
+        """(B, Z) and (B,) to (B, 3, S, S) in [-1, 1], black outside the field of view."""
+        condition_BE = self.embedding(conditions_B)
+        style_BE = functional.silu(condition_BE + self.from_latent(latent_BZ))
+        root = self.root(torch.cat([latent_BZ, condition_BE], dim=1))
+        features = root.unflatten(1, (-1, _SMALLEST_PX, _SMALLEST_PX))
+        features = self.entry(_with_position(features, self.position))
+        features = functional.silu(self.entry_norm(features, style_BE))
+        for block in self.blocks:
+            features = block(features, style_BE)
+        image = torch.tanh(self.to_image(_with_position(features, self.image_position)))
+        return (image + 1) * self.mask - 1
+
+
+class VAE(nn.Module):
+    """Encoder and decoder with their evidence lower bound, one value a sample.
+
+    Args:
+        image_size: Side in pixels: 32, 64, 128 or 256.
+        conditions: Number of conditions.
+        width: Channels of the finest level, a multiple of 4.
+        latent: Length of the latent vector.
+        pixel_std: Standard deviation of the pixel likelihood, in units of [-1, 1].
+
+    Raises:
+        ModelError: An argument is out of its range.
+    """
+
+    def __init__(
+        self, *, image_size: int, conditions: int, width: int, latent: int, pixel_std: float = 0.15
+    ) -> None:
+        """Make the network with torch's own initialisation."""
+        super().__init__()
+        if image_size not in (32, 64, 128, 256):
+            raise ModelError(f"image_size is {image_size}", expected="32, 64, 128 or 256")
+        if width < 4 or width % 4:
+            raise ModelError(f"width is {width}", expected="a positive multiple of 4")
+        self.latent = latent
+        self.image_size = image_size
+        self.pixel_std = pixel_std
+        self.encoder = Encoder(image_size, conditions, width, latent)
+        self.decoder = Decoder(image_size, conditions, width, latent)
+
+    def forward(
+        self, images_BCSS: Tensor, conditions_B: Tensor, noise_BZ: Tensor, kl_weight: float = 1.0
+    ) -> Tensor:
+        """Negative evidence lower bound in nats a pixel value, up to a constant: (B,).
+
+        Args:
+            images_BCSS: (B, 3, S, S) in [-1, 1].
+            conditions_B: (B,) int64 indices.
+            noise_BZ: (B, Z) standard normal: the reparameterisation noise.
+            kl_weight: Weight of the KL term, in [0, 1] during warm-up.
+        """
+        mean_BZ, log_variance_BZ = self.encoder(images_BCSS, conditions_B)
+        latent_BZ = mean_BZ + noise_BZ * torch.exp(0.5 * log_variance_BZ)
+        drawn_BCSS = self.decoder(latent_BZ, conditions_B)
+        squared_B = ((drawn_BCSS - images_BCSS) ** 2).flatten(1).mean(1)
+        kl_BZ = 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ)
+        values = images_BCSS.shape[1:].numel()
+        return squared_B / (2 * self.pixel_std**2) + kl_weight * kl_BZ.sum(1) / values
+
+
+def _channels(image_size: int, width: int) -> list[int]:
+    """Channels after each halving, from fine to coarse, down to 4 px."""
+    levels = (image_size // _SMALLEST_PX).bit_length() - 1
+    return [width * min(2 ** (level + 1), _MAX_WIDTH_FACTOR) for level in range(levels)]
+
+
+def _with_position(features_BCHW: Tensor, position_1CHW: Tensor) -> Tensor:
+    batch = features_BCHW.shape[0]
+    return torch.cat([features_BCHW, position_1CHW.expand(batch, -1, -1, -1)], dim=1)

@@ -1,0 +1,118 @@
+"""The run folder: where a study's server writes, and what is where in it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fundusgen.errors import RunError
+from fundusgen.storage import write_json
+from fundusgen.study import Study, load_study
+
+State = Literal["prepared", "running", "finished", "failed"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run.
+
+    Attributes:
+        path: The folder itself.
+    """
+
+    path: Path
+
+    @property
+    def study_file(self) -> Path:
+        """The study with every setting spelled out."""
+        return self.path / "study.yaml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions and machine the run was made with."""
+        return self.path / "environment.json"
+
+    @property
+    def status_file(self) -> Path:
+        """State of the run as its server last knew it."""
+        return self.path / "status.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`round-NNNN.safetensors` with its JSON."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """`round-NNNN.png`, drawn from the moving average."""
+        return self.path / "samples"
+
+    @property
+    def receipts(self) -> Path:
+        """`SITE/round-NNNN.json`, as the sites sent them."""
+        return self.path / "receipts"
+
+    @property
+    def generator(self) -> Path:
+        """The generator, for use without this folder."""
+        return self.path / "generator"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
+    def sites(self) -> Path:
+        """Site folders, in a simulation only."""
+        return self.path / "sites"
+
+    def study(self) -> Study:
+        """Read the study of this run.
+
+        Raises:
+            RunError: There is none.
+            StudyError: It is damaged.
+        """
+        if not self.study_file.is_file():
+            raise RunError(
+                f"There is no study in {self.path}",
+                expected="a run folder with study.yaml",
+                remedy="Make one with `fundusgen simulate STUDY.yaml --out DIR`",
+            )
+        return load_study(self.study_file)
+
+    def write_status(self, state: State, *, round_number: int = 0, message: str = "") -> None:
+        """Say how far the run is."""
+        write_json(
+            self.status_file, {"state": state, "round": round_number, "message": message}
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Read what `write_status` wrote; state `prepared` where nothing was."""
+        if not self.status_file.is_file():
+            return {"state": "prepared", "round": 0, "message": ""}
+        status: dict[str, Any] = json.loads(self.status_file.read_text())
+        return status
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read one entry a round, in order; a line cut short by a crash is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text().splitlines()
+        entries = [entry for line in lines if (entry := _parsed(line)) is not None]
+        latest = {entry["round"]: entry for entry in entries}
+        return [latest[number] for number in sorted(latest)]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return entry

@@ -1,0 +1,318 @@
+"""The study file: what a federation does, written once and agreed to by every site.
+
+A study is one YAML file. It is read strictly: a key that is not known is an error that names the
+nearest known key, since a mistyped privacy setting must never fall back to a default. What is
+read is frozen; `study_hash` names it, and a site answers for that name only.
+"""
+
+import hashlib
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fundusgen.errors import StudyError
+
+Condition = Literal[
+    "normal", "dr1", "dr2", "dr3", "dr4", "amd", "glaucoma", "cataract", "myopia",
+    "hypertension", "other", "unknown",
+]  # fmt: skip
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Base of every part of a study: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Settings):
+    """The network whose weights are shared.
+
+    Attributes:
+        kind: The family; `vae` is a conditional convolutional VAE.
+        width: Channels of the first level; the levels below have up to four times as many.
+        latent: Length of the latent vector.
+        private: Which parameters are trained on patients, as glob patterns over their names.
+    """
+
+    kind: Literal["vae"] = "vae"
+    width: Annotated[int, Field(ge=4, le=256, multiple_of=4)] = 16
+    latent: Annotated[int, Field(ge=2, le=1024)] = 32
+    pixel_std: PositiveFloat = 0.15
+    private: tuple[str, ...] = ("*",)
+
+
+class DPSGDStage(Settings):
+    """Rounds of DP-SGD on the patients of each site.
+
+    Attributes:
+        steps_per_round: DP-SGD steps a site takes between two exchanges.
+        sample_rate: Probability with which each patient takes part in a step.
+        max_grad_norm: L2 bound of what one patient adds to a step.
+        views_per_patient: Images or augmentations averaged into a patient's one gradient.
+        optimizer: The local optimizer; its state lives for one round.
+        learning_rate: Its learning rate.
+        physical_patients: Patients held in memory at once; changes speed, not results.
+        kl_warmup_rounds: Rounds over which the KL term grows to its full weight.
+    """
+
+    steps_per_round: Annotated[int, Field(ge=1, le=10_000)] = 4
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
+    max_grad_norm: PositiveFloat = 1.0
+    views_per_patient: Annotated[int, Field(ge=1, le=64)] = 2
+    optimizer: Literal["sgd", "adam"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    physical_patients: Annotated[int, Field(ge=1, le=4096)] = 64
+    kl_warmup_rounds: Annotated[int, Field(ge=0)] = 0
+
+
+class StageSettings(Settings):
+    """The stages of the pipeline that this study has."""
+
+    dpsgd: DPSGDStage = DPSGDStage()
+
+
+class PrivacySettings(Settings):
+    """What the study may cost each site.
+
+    Attributes:
+        unit: Whose presence is hidden: all images of one patient.
+        target_epsilon: Epsilon of the whole study at a site, at `target_delta`.
+        target_delta: Delta of the same statement.
+        noise: `secure` is drawn from a cryptographic generator; `fast` is for simulations,
+            is recorded, and is refused by a site's policy unless it says otherwise.
+    """
+
+    unit: Literal["patient"] = "patient"
+    target_epsilon: Annotated[float, Field(gt=0, le=100)]
+    target_delta: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
+    noise: Literal["secure", "fast"] = "secure"
+
+
+class FederationSettings(Settings):
+    """How sites and server exchange weights.
+
+    Attributes:
+        rounds: Exchanges of the study; the noise is calibrated for all of them.
+        min_sites: Sites that must be connected before a round starts.
+        quorum: Valid replies that a round needs; fewer end the run.
+        timeout_s: Longest wait for sites to connect, and for the replies of a round.
+        weights: A site's share of the average: its declared patients, or equal.
+        server_optimizer: `average` takes the weighted average of the sites' weights; `adam`
+            takes an Adam step along the average change (Reddi et al. 2021, FedAdam).
+        server_learning_rate: Step of the server's Adam.
+        ema_decay: Decay of the server's moving average of the weights, from which is drawn.
+        max_update_norm_ratio: A reply whose change is this many times longer than the median
+            reply's is dropped; needs three replies.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    min_sites: Annotated[int, Field(ge=1)] = 2
+    quorum: Annotated[int, Field(ge=1)] = 1
+    timeout_s: Annotated[float, Field(gt=0, le=7 * 86_400)] = 3600
+    weights: Literal["declared", "equal"] = "declared"
+    server_optimizer: Literal["average", "adam"] = "average"
+    server_learning_rate: PositiveFloat = 1e-3
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    max_update_norm_ratio: Annotated[float, Field(gt=1)] = 20.0
+
+    @model_validator(mode="after")
+    def _quorum_is_reachable(self) -> Self:
+        if self.quorum > self.min_sites:
+            raise ValueError(f"quorum {self.quorum} is more than min_sites {self.min_sites}")
+        return self
+
+
+class EvaluationSettings(Settings):
+    """What the server draws and measures, on generated and phantom images only.
+
+    Attributes:
+        samples_per_condition: Columns of the pictures drawn each time.
+        every_rounds: Rounds between two pictures.
+        phantoms: Phantoms on which the public loss is measured.
+    """
+
+    samples_per_condition: Annotated[int, Field(ge=1, le=64)] = 8
+    every_rounds: Annotated[int, Field(ge=1)] = 1
+    phantoms: Annotated[int, Field(ge=0, le=10_000)] = 64
+
+
+class PhantomSite(Settings):
+    """A hospital made of phantoms."""
+
+    name: Name
+    patients: Annotated[int, Field(ge=1, le=1_000_000)]
+    camera: str
+    mix: dict[Condition, Annotated[float, Field(ge=0)]]
+
+
+class PartitionRule(Settings):
+    """How one folder of patients becomes several hospitals, by patient.
+
+    Attributes:
+        into: Number of hospitals.
+        how: `iid`; `dirichlet` over conditions; `size` with geometrically falling sizes.
+        alpha: Concentration of the Dirichlet; small is uneven.
+        ratio: Size of each hospital relative to the one before it, for `size`.
+    """
+
+    into: Annotated[int, Field(ge=1, le=1000)]
+    how: Literal["iid", "dirichlet", "size"] = "iid"
+    alpha: PositiveFloat = 1.0
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class SimulationSettings(Settings):
+    """How one machine stands in for the sites. No part of what the sites agree to.
+
+    Attributes:
+        phantom_sites: Hospitals to draw; empty where `--sites` names folders.
+        partition: Rules by name of a site folder.
+        one_image_per_patient: Site folders without patient ids, each image a patient.
+        max_epsilon: The cap each simulated site sets itself; the study's target if absent.
+    """
+
+    phantom_sites: tuple[PhantomSite, ...] = ()
+    partition: dict[str, PartitionRule] = {}
+    one_image_per_patient: tuple[str, ...] = ()
+    max_epsilon: PositiveFloat | None = None
+
+
+def _model_from_name(value: object) -> object:
+    """Read `model: vae` as `model: {kind: vae}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Study(Settings):
+    """One federated job.
+
+    Attributes:
+        study_id: Name of the study.
+        seed: Of everything public: first weights, phantoms, pictures. Never of noise.
+        conditions: What generation is conditioned on, in the order of the model's index.
+        image_size: Side of an image in pixels, a power of two from 32 to 256.
+    """
+
+    study_id: Name
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    conditions: Annotated[tuple[Condition, ...], Field(min_length=1)]
+    image_size: Literal[32, 64, 128, 256] = 64
+    model: Annotated[ModelSettings, BeforeValidator(_model_from_name)] = ModelSettings()
+    stages: StageSettings = StageSettings()
+    privacy: PrivacySettings
+    federation: FederationSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    simulation: SimulationSettings = SimulationSettings()
+
+    @model_validator(mode="after")
+    def _conditions_are_distinct(self) -> Self:
+        if len(set(self.conditions)) != len(self.conditions):
+            raise ValueError("conditions: a condition is listed twice")
+        return self
+
+    @property
+    def dpsgd_steps(self) -> int:
+        """DP-SGD steps each site takes over the whole study."""
+        return self.federation.rounds * self.stages.dpsgd.steps_per_round
+
+    def agreed_json(self) -> str:
+        """What the sites agree to, as canonical JSON: all but the simulation."""
+        agreed = self.model_dump(mode="json", exclude={"simulation"})
+        return json.dumps(agreed, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def study_hash(self) -> str:
+        """SHA-256 of `agreed_json`, in hex."""
+        return hashlib.sha256(self.agreed_json().encode()).hexdigest()
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        StudyError: The file cannot be read, is not YAML, or is not a study.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(
+            f"The study file {path} cannot be read: {error}",
+            expected="a YAML file in UTF-8",
+            remedy="Check the path; examples are in simulations/studies",
+        ) from error
+    return parse_study(text, source=str(path))
+
+
+def parse_study(text: str, *, source: str) -> Study:
+    """Read and check a study from YAML or JSON text; `source` names it in errors.
+
+    Raises:
+        StudyError: The text is not a study.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise StudyError(
+            f"{source} is not valid YAML: {_one_line(error)}", remedy="Correct the syntax"
+        ) from error
+    if not isinstance(content, dict):
+        raise StudyError(
+            f"{source} holds {type(content).__name__} at its top",
+            expected="keys such as study_id, conditions, privacy, federation",
+        )
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise StudyError(f"{source}: {describe(error, Study)}") from error
+
+
+def dump_study(study: Study) -> str:
+    """Write a study as YAML with every setting spelled out."""
+    content = study.model_dump(mode="json")
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say every fault of a settings file in a line: where, found, expected, nearest key."""
+    return "; ".join(_describe_one(dict(fault), model) for fault in error.errors())
+
+
+def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
+    place = ".".join(str(part) for part in fault["loc"]) or "top level"
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(model, fault["loc"][:-1])
+        near = get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f", did you mean '{near[0]}'?" if near else f", known here: {', '.join(known)}"
+        return f"unknown key '{place}'{hint}"
+    if fault["type"] == "missing":
+        return f"'{place}' is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = fault["input"]
+    shown = "" if isinstance(found, dict) else f" (found {_one_line(found)!r})"
+    return f"'{place}': {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Known keys of the settings that a fault's location lies in."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        nested = [
+            kind
+            for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)
+
+
+def _one_line(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
