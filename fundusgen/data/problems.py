@@ -1,0 +1,74 @@
+"""What is wrong with a row of a manifest or its image, and what becomes of that row.
+
+The first thing after the manifest and the images have been read. A problem says the row, what
+was found, what was expected and what to do. The list may name files and patients, so it stays
+at the site: it is shown to the operator and kept beside the cache, and never sent.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fundusgen.data.atomic import replace_file
+from fundusgen.errors import ManifestError
+
+SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """One reason why one row of a manifest is left out.
+
+    Attributes:
+        line: Line of the manifest, counted from 1, the header included.
+        column: Known column that the problem is in; `file` for the image itself.
+        found: What was found, without a full stop.
+        expected: What was expected instead.
+        remedy: What to do, in the imperative.
+    """
+
+    line: int
+    column: str
+    found: str
+    expected: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """The problem on one line."""
+        return (
+            f"line {self.line}, {self.column}: {self.found}. "
+            f"Expected: {self.expected}. {self.remedy}."
+        )
+
+
+def refuse(problems: Sequence[RowProblem], manifest: str = "the manifest") -> None:
+    """Stop at the problems that were found; do nothing if there are none.
+
+    Raises:
+        ManifestError: Listing the first problems and the number of all.
+    """
+    if not problems:
+        return
+    shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
+    more = len(problems) - SHOWN_PROBLEMS
+    rest = f"\n  and {more} more" if more > 0 else ""
+    rows = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
+    raise ManifestError(
+        f"{rows} of {manifest} cannot be used:\n{shown}{rest}\n",
+        expected="a usable image and valid labels in every row, as strict reading asks for",
+        remedy="Correct these rows, or read without strict to leave them out",
+    )
+
+
+def write_problems(path: Path, problems: Sequence[RowProblem]) -> None:
+    """Keep the list of problems at the site, as JSON that only its owner may read.
+
+    Args:
+        path: File to write; replaced at once, never half written.
+        problems: In the order in which they are to be listed.
+    """
+    content = {"left_out": len(problems), "problems": [asdict(problem) for problem in problems]}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    with replace_file(path) as stream:
+        stream.write(text.encode())
