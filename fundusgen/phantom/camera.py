@@ -1,0 +1,284 @@
+"""How a fundus camera and its operator turn an eye into a photograph, as parameters.
+
+Third step of the simulator. A `CameraStyle` is a hospital's device and habits, as ranges; an
+`Exposure` is what both photographs of a patient share; a `Camera` is one photograph. The styles
+were set by eye to span what public collections look like; none reproduces a named device.
+
+Angles are degrees of visual angle; distances in the picture are in radii of the field of view.
+Colours are linear light, 0 to 1, red green blue.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from fundusgen.errors import DataError
+from fundusgen.phantom.anatomy import Anatomy
+from fundusgen.phantom.exact import bell, cos_sin, uniform, whole
+
+Range = tuple[float, float]
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class CameraStyle:
+    """A hospital's camera and habits: ranges from which photographs are drawn.
+
+    Attributes:
+        colour: Mean colour of a fundus as sRGB values 0 to 255.
+        colour_spread: Relative sd of exposure, of red over green and of blue over green.
+        field_deg: Angle of the field of view.
+        centre: What the operator centres on: 0 the fovea, 1 the disc.
+        field_radius: Radius of the field in half sides of the picture.
+        cut: Share of the radius at which top and bottom are cut off; 1 leaves a circle.
+        notch: Whether the frame has a tab at the upper right.
+        blur_deg: Standard deviation of the optics' blur.
+        vignetting: Loss of light at the rim.
+        unevenness: Tilt and patches of the illumination.
+        haze: Share of stray light over the whole field.
+        crescent: Brightness of stray light along one side of the rim, and its rate.
+        reflex_rate: How often the lens leaves a pale spot near the middle.
+        contrast: Slope of the tone curve; 1 is neutral.
+        noise: Sensor noise (sd) as a share of full scale at 256 px.
+    """
+
+    colour: Colour
+    colour_spread: Colour
+    field_deg: Range = (44.0, 46.0)
+    centre: Range = (0.1, 0.4)
+    field_radius: Range = (0.95, 0.99)
+    cut: Range = (1.0, 1.0)
+    notch: bool = False
+    blur_deg: Range = (0.05, 0.12)
+    vignetting: Range = (0.15, 0.4)
+    unevenness: Range = (0.15, 0.5)
+    haze: Range = (0.0, 0.08)
+    crescent: Range = (0.0, 0.2)
+    crescent_rate: float = 0.2
+    reflex_rate: float = 0.03
+    contrast: Range = (0.95, 1.1)
+    noise: Range = (0.003, 0.008)
+
+
+CAMERA_STYLES: Mapping[str, CameraStyle] = MappingProxyType(
+    {
+        # Orange, sharp, cut above and below, macula in the middle.
+        "amber": CameraStyle(
+            colour=(172, 88, 30),
+            colour_spread=(0.30, 0.13, 0.42),
+            field_deg=(48.0, 51.0),
+            centre=(0.0, 0.25),
+            cut=(0.82, 0.86),
+            notch=True,
+            vignetting=(0.25, 0.5),
+        ),
+        # Darker and browner, cut, with a pale greenish rim at times.
+        "honey": CameraStyle(
+            colour=(154, 76, 24),
+            colour_spread=(0.30, 0.13, 0.35),
+            field_deg=(44.0, 48.0),
+            centre=(0.0, 0.3),
+            cut=(0.84, 0.9),
+            vignetting=(0.3, 0.55),
+            crescent=(0.05, 0.3),
+            crescent_rate=0.3,
+            reflex_rate=0.12,
+        ),
+        # Greyish, soft, often uneven, full circle.
+        "dusk": CameraStyle(
+            colour=(150, 98, 62),
+            colour_spread=(0.34, 0.18, 0.40),
+            field_deg=(43.0, 50.0),
+            centre=(0.05, 0.45),
+            field_radius=(0.97, 1.0),
+            blur_deg=(0.08, 0.22),
+            unevenness=(0.3, 1.1),
+            haze=(0.05, 0.3),
+            crescent=(0.1, 0.75),
+            crescent_rate=0.5,
+            reflex_rate=0.25,
+        ),
+        # Bright salmon, sharp, full circle with a tab.
+        "salmon": CameraStyle(
+            colour=(206, 102, 60),
+            colour_spread=(0.14, 0.13, 0.16),
+            centre=(0.05, 0.3),
+            field_radius=(0.93, 0.97),
+            notch=True,
+            haze=(0.02, 0.1),
+            crescent=(0.05, 0.3),
+            crescent_rate=0.55,
+        ),
+        # Deep red, narrow field on the disc.
+        "ember": CameraStyle(
+            colour=(186, 72, 13),
+            colour_spread=(0.20, 0.18, 0.30),
+            field_deg=(29.0, 32.0),
+            centre=(0.85, 1.1),
+            field_radius=(0.94, 0.98),
+            vignetting=(0.45, 0.8),
+            unevenness=(0.25, 0.6),
+            contrast=(1.1, 1.3),
+        ),
+        # Pale rose, hazy, cut, a little wide.
+        "rose": CameraStyle(
+            colour=(176, 104, 84),
+            colour_spread=(0.18, 0.12, 0.16),
+            field_deg=(45.0, 55.0),
+            centre=(0.1, 0.6),
+            cut=(0.88, 0.96),
+            haze=(0.08, 0.22),
+            contrast=(0.9, 1.05),
+            reflex_rate=0.1,
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What both photographs of a patient share: device, colour and sharpness."""
+
+    style: str
+    colour: Colour
+    field_deg: float
+    field_radius: float
+    cut: float
+    blur_deg: float
+    contrast: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One photograph's camera.
+
+    Attributes:
+        style: Name of the style it was drawn from.
+        field_deg: Angle of the field of view.
+        centre_deg: What the field is centred on, in degrees nasal and below the fovea.
+        field_radius: Radius of the field in half sides of the picture.
+        cut: Where top and bottom are cut, in radii.
+        notch: Whether there is a tab at the upper right.
+        blur_deg: Standard deviation of the optics' blur.
+        colour: Colour of a mean fundus in linear light.
+        tilt: Change of illumination along x and y over one radius.
+        vignetting: Loss of light at the rim.
+        patchiness: Depth of the illumination's clouds.
+        haze: Share of stray light.
+        crescent: Strength of stray light along the rim, and its direction.
+        reflex: Strength and place of the lens' pale spot.
+        contrast: Slope of the tone curve.
+        noise: Sensor noise at 256 px as a share of full scale.
+        noise_seed: Seed of noise and clouds.
+    """
+
+    style: str
+    field_deg: float
+    centre_deg: tuple[float, float]
+    field_radius: float
+    cut: float
+    notch: bool
+    blur_deg: float
+    colour: Colour
+    tilt: tuple[float, float]
+    vignetting: float
+    patchiness: float
+    haze: float
+    crescent: tuple[float, float, float]
+    reflex: tuple[float, float, float]
+    contrast: float
+    noise: float
+    noise_seed: int
+
+
+def camera_style(name: str) -> CameraStyle:
+    """Look a style up by name.
+
+    Raises:
+        DataError: No such style; names them all.
+    """
+    if name not in CAMERA_STYLES:
+        raise DataError(
+            f"there is no camera style {name!r}",
+            expected="one of " + ", ".join(CAMERA_STYLES),
+            remedy="choose one of these",
+        )
+    return CAMERA_STYLES[name]
+
+
+def draw_exposure(rng: np.random.Generator, style: str) -> Exposure:
+    """Draw what both photographs of a patient share.
+
+    Args:
+        rng: Source of every draw.
+        style: A key of `CAMERA_STYLES`.
+
+    Raises:
+        DataError: There is no such style.
+    """
+    ranges = camera_style(style)
+    light, red, blue = (max(bell(rng, 1.0, sd), 0.25) for sd in ranges.colour_spread)
+    mean = [value / 255 for value in ranges.colour]
+    return Exposure(
+        style=style,
+        # The tone curve takes the root, so a colour of linear light is the square.
+        colour=(
+            mean[0] * mean[0] * light * red,
+            mean[1] * mean[1] * light,
+            mean[2] * mean[2] * light * blue,
+        ),
+        field_deg=uniform(rng, *ranges.field_deg),
+        field_radius=uniform(rng, *ranges.field_radius),
+        cut=uniform(rng, *ranges.cut),
+        blur_deg=uniform(rng, *ranges.blur_deg),
+        contrast=uniform(rng, *ranges.contrast),
+        noise=uniform(rng, *ranges.noise),
+    )
+
+
+def draw_camera(rng: np.random.Generator, exposure: Exposure, anatomy: Anatomy) -> Camera:
+    """Draw one photograph's camera.
+
+    Args:
+        rng: Source of every draw.
+        exposure: What it shares with the photograph of the other eye.
+        anatomy: The eye, for the operator to centre on.
+    """
+    ranges = camera_style(exposure.style)
+    aim = uniform(rng, *ranges.centre)
+    light = max(bell(rng, 1.0, 0.07), 0.5)
+    red, green, blue = exposure.colour
+    cosine, sine = (float(part[0]) for part in cos_sin(rng.random(1)))
+    stray = uniform(rng, *ranges.crescent)
+    has_stray = float(rng.random()) < ranges.crescent_rate
+    has_reflex = float(rng.random()) < ranges.reflex_rate
+    unevenness = uniform(rng, *ranges.unevenness)
+    return Camera(
+        style=exposure.style,
+        field_deg=exposure.field_deg,
+        centre_deg=(
+            aim * anatomy.disc.x_deg + bell(rng, 0.0, 0.9),
+            aim * anatomy.disc.y_deg + bell(rng, 0.0, 0.9),
+        ),
+        field_radius=exposure.field_radius,
+        cut=exposure.cut,
+        notch=ranges.notch,
+        blur_deg=exposure.blur_deg * uniform(rng, 0.85, 1.4),
+        colour=(red * light, green * light, blue * light),
+        tilt=(bell(rng, 0.0, 0.5) * unevenness, bell(rng, 0.0, 0.5) * unevenness),
+        vignetting=uniform(rng, *ranges.vignetting),
+        patchiness=unevenness * uniform(rng, 0.2, 1.0),
+        haze=uniform(rng, *ranges.haze),
+        crescent=(stray if has_stray else 0.0, cosine, sine),
+        reflex=(
+            uniform(rng, 0.15, 0.6) if has_reflex else 0.0,
+            bell(rng, 0.0, 0.09),
+            bell(rng, 0.0, 0.09),
+        ),
+        contrast=exposure.contrast,
+        noise=exposure.noise,
+        noise_seed=whole(rng, 0, 2**31 - 1),
+    )

@@ -1,0 +1,153 @@
+"""What the camera does to the light of the retina: blur, haze, illumination, tone, noise, frame.
+
+Sixth step of the simulator; takes linear light, gives 8-bit pixels.
+
+S side of the picture in pixels, C colour channel.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fundusgen.phantom.camera import Camera
+from fundusgen.phantom.exact import Floats, clip01, exp, hat
+from fundusgen.phantom.lesions import Lesions
+
+_STRAY_COLOUR = (0.72, 0.74, 0.34)
+_HAZE_COLOUR = (0.42, 0.36, 0.25)
+_REFLEX_COLOUR = (0.55, 0.60, 0.68)
+_BLACK = 3.0 / 255
+
+
+def photograph(light_CSS: Floats, camera: Camera, lesions: Lesions) -> NDArray[np.uint8]:
+    """Turn the retina's light into a photograph.
+
+    Args:
+        light_CSS: Reflected light relative to a mean fundus, float32.
+        camera: The photograph's camera.
+        lesions: For what a cloudy lens does.
+
+    Returns:
+        (S, S, C) uint8, black outside the field of view.
+    """
+    size = light_CSS.shape[1]
+    rng = np.random.Generator(np.random.PCG64(camera.noise_seed))
+    pixels = (((np.arange(size) + 0.5) / size * 2 - 1) / camera.field_radius).astype(np.float32)
+    x, y = pixels[None, :], pixels[:, None]
+    px_per_deg = size * camera.field_radius / camera.field_deg
+    light = light_CSS * _illumination(rng, camera, x, y)
+    light = blur(light, camera.blur_deg * px_per_deg)
+    if lesions.blur_deg:
+        light = blur(light, lesions.blur_deg * px_per_deg)
+    yellow = lesions.yellowing
+    colour = np.array(camera.colour) * np.array(
+        [1 - 0.1 * yellow, 1 - 0.25 * yellow, 1 - 0.6 * yellow]
+    )
+    light *= colour.astype(np.float32)[:, None, None]
+    _add_stray_light(light, camera, lesions, x, y, yellow)
+    picture = _tone(light, camera.contrast)
+    picture += _noise(rng, camera, size)
+    frame = _frame(camera, x, y, size)
+    picture = (picture - _BLACK) * frame + _BLACK
+    return np.ascontiguousarray(
+        np.floor(clip01(picture) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+    )
+
+
+def blur(planes_CSS: Floats, sigma_px: float) -> Floats:
+    """Blur by a Gaussian, edges repeated; as shifted sums, which no library may reorder."""
+    reach = int(2.6 * sigma_px + 0.5)
+    if reach < 1:
+        return planes_CSS
+    offsets = np.arange(reach + 1)
+    weights = exp(-0.5 * (offsets * offsets) / (sigma_px * sigma_px))
+    weights = weights / (2 * np.cumsum(weights)[-1] - weights[0])
+    size = planes_CSS.shape[1]
+    for axis in (1, 2):
+        pad = [(0, 0), (0, 0), (0, 0)]
+        pad[axis] = (reach, reach)
+        wide = np.pad(planes_CSS, pad, mode="edge")
+        if axis == 1:
+            shifted = [wide[:, i : i + size] for i in range(2 * reach + 1)]
+        else:
+            shifted = [wide[:, :, i : i + size] for i in range(2 * reach + 1)]
+        total = shifted[reach] * float(weights[0])
+        for k in range(1, reach + 1):
+            total += (shifted[reach - k] + shifted[reach + k]) * float(weights[k])
+        planes_CSS = total
+    return planes_CSS
+
+
+def _illumination(rng: np.random.Generator, camera: Camera, x: Floats, y: Floats) -> Floats:
+    square = x * x + y * y
+    even = 1 - camera.vignetting * square * (0.35 + 0.65 * square)
+    tilt = 1 + camera.tilt[0] * x + camera.tilt[1] * y
+    clouds = _clouds(rng, x) * camera.patchiness
+    return np.asarray(np.maximum(even * tilt * (1 + clouds), 0.04).astype(np.float32))
+
+
+def _clouds(rng: np.random.Generator, x: Floats) -> Floats:
+    """Three broad soft patches, darker more often than brighter."""
+    depth = np.zeros((x.shape[1], x.shape[1]), dtype=np.float32)
+    row = x.reshape(-1)
+    for _ in range(3):
+        centre = rng.random(2) * 2 - 1
+        width = 0.5 + 0.7 * float(rng.random())
+        strength = float(rng.random()) * 1.6 - 1.1
+        dx = (row - float(centre[0])) * (1 / width)
+        dy = (row - float(centre[1])) * (1 / width)
+        depth += hat(dx * dx)[None, :] * (hat(dy * dy) * strength)[:, None]
+    return np.maximum(depth, -0.9)
+
+
+def _add_stray_light(
+    light: Floats, camera: Camera, lesions: Lesions, x: Floats, y: Floats, yellow: float
+) -> None:
+    haze = 1 - (1 - camera.haze) * (1 - lesions.haze)
+    radius = np.sqrt(x * x + y * y)
+    strength, cosine, sine = camera.crescent
+    facing = clip01((x * cosine + y * sine) * 0.9 + 0.25)
+    rim = clip01((radius - 0.55) * 2.2)
+    crescent = rim * rim * facing * facing * strength
+    spot_strength, spot_x, spot_y = camera.reflex
+    dx, dy = (x - spot_x) * 14, (y - spot_y) * 14
+    spot = hat((dx * dx + dy * dy) * 0.5) * spot_strength
+    # The haze is lit by the fundus itself and by the flash: half its colour is the picture's.
+    for channel in range(3):
+        veil = _HAZE_COLOUR[channel] * (1 - 0.5 * yellow * channel / 2)
+        veil = 0.5 * veil + 0.6 * camera.colour[channel]
+        plane = light[channel]
+        plane += (veil - plane) * haze
+        plane += (_STRAY_COLOUR[channel] - plane) * crescent
+        if spot_strength:
+            plane += (_REFLEX_COLOUR[channel] - plane) * spot
+
+
+def _tone(light: Floats, contrast: float) -> Floats:
+    """Encode linear light: a root for gamma, a slope about mid-grey, a shoulder at the top."""
+    encoded = np.sqrt(np.maximum(light, 0.0))
+    encoded = (encoded - 0.42) * contrast + 0.42
+    over = np.maximum(encoded - 0.8, 0.0) * 5
+    return np.asarray(np.minimum(np.maximum(encoded, 0.0), 0.8) + 0.2 * over / (1 + over))
+
+
+def _noise(rng: np.random.Generator, camera: Camera, size: int) -> Floats:
+    """Grain as the sum of whole random bytes; coarser pictures average more of it away."""
+    raw = rng.bit_generator.random_raw(3 * ((size * size + 7) // 8) * 4)
+    grain = np.asarray(raw, dtype="<u8").view(np.uint8).reshape(4, 3, -1)[:, :, : size * size]
+    total = grain[0].astype(np.int16) + grain[1] + grain[2] + grain[3] - 510
+    sd = camera.noise * float(np.sqrt(size / 256))
+    noise = total.reshape(3, size, size).astype(np.float32) * (sd / 147.8)
+    # Neighbouring colours share part of it, as after a Bayer filter.
+    shared = (noise[0] + noise[1] + noise[2]) * 0.4
+    return np.asarray(noise * 0.7 + shared[None])
+
+
+def _frame(camera: Camera, x: Floats, y: Floats, size: int) -> Floats:
+    per_radius = size * camera.field_radius / 2
+    radius = np.sqrt(x * x + y * y)
+    frame = clip01((1 - radius) * per_radius + 0.5)
+    frame = frame * clip01((camera.cut - np.abs(y)) * per_radius + 0.5)
+    if camera.notch:
+        dx, dy = x - 0.79, y + 0.66
+        frame = np.maximum(frame, clip01((0.05 - np.sqrt(dx * dx + dy * dy)) * per_radius + 0.5))
+    return frame

@@ -1,0 +1,201 @@
+"""The light an eye sends back: reflectance of background, disc, macula, vessels and lesions.
+
+Fifth step of the simulator: parameters and a view give a picture of the retina itself, without
+camera. Light is linear and relative to a mean fundus, so 1 is the camera's mean colour; vessels,
+pigment and blood take light by optical density (Beer and Lambert), pale tissue covers it.
+
+S side of the picture in pixels, C colour channel (red, green, blue).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fundusgen.phantom.anatomy import Anatomy
+from fundusgen.phantom.exact import Floats, clip01, exp, falloff, hat
+from fundusgen.phantom.ink import View, pour_vessels, stamp_spots
+from fundusgen.phantom.lesions import Lesions
+from fundusgen.phantom.looks import LOOKS
+from fundusgen.phantom.texture import diamond_angle, mottling, polar_ridges
+from fundusgen.phantom.vessels import VesselLevel
+
+# Optical density per unit of red, green, blue. Blood and melanin take green and blue first;
+# the macular pigment is yellow, it takes blue (Delori and Pflibsen, Appl Opt 28:1061, 1989).
+_MELANIN = (0.62, 0.80, 0.85)
+_MACULA = (0.55, 0.95, 0.85)
+_ARTERY = (0.22, 0.75, 0.50)
+_VEIN = (0.60, 1.15, 0.75)
+_CHOROID = (-0.22, -0.34, -0.22)
+# Reflectance of rim and cup relative to the fundus.
+_RIM = (2.1, 3.9, 4.2)
+_CUP = (2.7, 7.5, 11.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Retina:
+    """The retina in the picture.
+
+    Attributes:
+        light_CSS: Reflected light, relative to a mean fundus; float32.
+        lesions: Cover of each kind of lesion, (S, S) from 0 to 1: the ground truth.
+    """
+
+    light_CSS: Floats
+    lesions: dict[str, Floats]
+
+
+def draw_retina(anatomy: Anatomy, lesions: Lesions, view: View) -> Retina:
+    """Draw reflectance and lesion masks of one eye.
+
+    Args:
+        anatomy: The eye.
+        lesions: What its condition adds.
+        view: Which part of it, how large.
+    """
+    rng = np.random.Generator(np.random.PCG64(anatomy.texture_seed))
+    pixels = (np.arange(view.size_px) + 0.5 - view.size_px / 2) / view.px_per_deg
+    x_S = (pixels * view.mirror + view.centre_deg[0]).astype(np.float32)
+    y_S = (pixels + view.centre_deg[1]).astype(np.float32)
+    x, y = x_S[None, :], y_S[:, None]
+
+    rough = mottling(rng, 0.55, x_S, y_S)
+    light = exp(-_background_density(rng, anatomy, lesions, x, y, x_S, y_S, rough))
+    _add_sheen(light, rng, anatomy, x, y)
+    covers = {
+        kind: stamp_spots(
+            lesions.spots[kind],
+            view,
+            look.softness,
+            rough * look.roughness,
+            look.flat_top,
+        )
+        for kind, look in LOOKS.items()
+        if kind in lesions.spots
+    }
+    density = _vessel_density(anatomy, lesions, view)
+    for kind, cover in covers.items():
+        look = LOOKS[kind]
+        if kind == "peripapillary":
+            _cover(light, cover, look.colour)
+    _add_disc(light, anatomy, lesions, x, y, rough)
+    for kind, cover in covers.items():
+        look = LOOKS[kind]
+        if look.colour is None:
+            density += _per_channel(cover, look.density)
+        elif kind != "peripapillary":
+            _cover(light, cover, look.colour)
+    light *= exp(-density)
+    return Retina(light, covers)
+
+
+def _background_density(
+    rng: np.random.Generator,
+    anatomy: Anatomy,
+    lesions: Lesions,
+    x: Floats,
+    y: Floats,
+    x_S: Floats,
+    y_S: Floats,
+    rough: Floats,
+) -> Floats:
+    traits = anatomy.traits
+    blotches = mottling(rng, 7.0, x_S, y_S) * 0.16 + mottling(rng, 2.2, x_S, y_S) * 0.08
+    melanin = (blotches + rough * 0.035) * anatomy.mottling
+    square = x * x + y * y
+    # The pigment epithelium is taller and darker all over the macula.
+    melanin = melanin + (0.12 + 0.16 * traits.pigment) * falloff(square * (1 / 64))
+    near = anatomy.macula_radius_deg * anatomy.macula_radius_deg
+    macula = anatomy.macula_depth * falloff(square * (0.55 / near))
+    density = _per_channel(melanin, _MELANIN) + _per_channel(macula, _MACULA)
+
+    shows = min(traits.tessellation + lesions.tessellation, 1.2)
+    warp_x = mottling(rng, 6.0, x_S, y_S) * 1.1
+    warp_y = mottling(rng, 6.0, x_S, y_S) * 1.1
+    # Choroidal vessels fan out from the macula and the disc towards the vortex veins.
+    vessels = polar_ridges(rng, x - 5 + warp_x, y + warp_y, 52, 9.0)
+    away = clip01(square * (1 / 150)) * 0.85 + 0.15
+    away = away * clip01(0.75 + 0.8 * mottling(rng, 12.0, x_S, y_S))
+    density += _per_channel((vessels - 0.33) * (away * shows * 1.6), _CHOROID)
+    reflex = hat(square * (1 / 0.35)) * (0.35 * anatomy.foveal_reflex)
+    density -= reflex
+    return density
+
+
+def _add_sheen(
+    light: Floats, rng: np.random.Generator, anatomy: Anatomy, x: Floats, y: Floats
+) -> None:
+    """Brighten the arcuate bundles of nerve fibres above and below the disc."""
+    dx, dy = x - anatomy.disc.x_deg, y - anatomy.disc.y_deg
+    square = dx * dx + dy * dy
+    streaks = rng.random(99).astype(np.float32)
+    angle = diamond_angle(dx + 0 * dy, dy + 0 * dx) * 24
+    index = angle.astype(np.int32)
+    rest = angle - index
+    streak = streaks[index] * (1 - rest) + streaks[index + 1] * rest
+    vertical = dy * dy / (square + 0.5)
+    sheen = (0.35 + 0.9 * streak) * vertical * falloff(square * (1 / 110))
+    sheen = sheen * (0.30 * anatomy.nerve_fibre_sheen)
+    light += _per_channel(sheen, (0.35, 0.7, 1.0))
+
+
+def _add_disc(
+    light: Floats, anatomy: Anatomy, lesions: Lesions, x: Floats, y: Floats, rough: Floats
+) -> None:
+    disc = anatomy.disc
+    dx = (x - disc.x_deg) * (1 / disc.radius_x_deg)
+    dy = (y - disc.y_deg) * (1 / disc.radius_y_deg)
+    radius = np.sqrt(dx * dx + dy * dy) + rough * 0.02
+    # A pale ring of thin pigment just outside the rim.
+    _cover(light, clip01((1.22 - radius) * 6) * (0.35 * disc.halo), (1.3, 1.9, 2.0))
+    pallor = min(disc.pallor + lesions.disc_pallor, 1.0)
+    # The nasal rim is pinker: more nerve fibres, more capillaries.
+    temporal = clip01(0.5 - 0.5 * dx)
+    rim = [
+        value * (0.86 + 0.2 * temporal) * (1 + 0.35 * pallor * (value - 1.6) * 0.5)
+        for value in _RIM
+    ]
+    inside = clip01((1.0 - radius) * 5 + 0.5)
+    for channel, value in enumerate(rim):
+        light[channel] += (value - light[channel]) * inside
+    ratio = disc.cup_ratio if lesions.cup_ratio is None else lesions.cup_ratio
+    cup_x = dx - disc.cup_shift_deg / disc.radius_x_deg * (1 - ratio)
+    cup = np.sqrt(cup_x * cup_x + dy * dy) * (1 / ratio) + rough * 0.04
+    _cover(light, clip01((1.0 - cup) * 2.2 + 0.5) * 0.85, _CUP)
+
+
+def _vessel_density(anatomy: Anatomy, lesions: Lesions, view: View) -> Floats:
+    arteries = np.zeros((view.size_px, view.size_px), dtype=np.float32)
+    veins = np.zeros_like(arteries)
+    for level in anatomy.vessels:
+        artery, vein = pour_vessels(level, view, _radius_scale(level.artery_V, level, lesions))
+        arteries += artery
+        veins += vein
+    if lesions.new_vessels is not None:
+        artery, vein = pour_vessels(
+            lesions.new_vessels, view, np.ones_like(lesions.new_vessels.radius_VK)
+        )
+        veins += artery + vein
+    # Where vessels lie over each other the light meets little more blood than in one.
+    density = _per_channel(_soft_limit(arteries), _ARTERY)
+    density += _per_channel(_soft_limit(veins), _VEIN)
+    return density
+
+
+def _radius_scale(artery_V: Floats, level: VesselLevel, lesions: Lesions) -> Floats:
+    radius_VK = level.radius_VK
+    steps = np.arange(radius_VK.shape[1])
+    beads = np.where(steps % 3 == 0, 1.0, -0.5) * lesions.venous_beading
+    return np.where(artery_V[:, None], lesions.artery_scale, 1 + beads[None, :])
+
+
+def _soft_limit(cover: Floats) -> Floats:
+    return np.where(cover < 0.8, cover, 0.8 + (cover - 0.8) / (1 + 2 * np.abs(cover - 0.8)))
+
+
+def _cover(light: Floats, cover: Floats, colour: tuple[float, float, float] | None) -> None:
+    for channel, value in enumerate(colour or (1.0, 1.0, 1.0)):
+        light[channel] += (value - light[channel]) * cover
+
+
+def _per_channel(map_SS: Floats, weights: tuple[float, float, float]) -> Floats:
+    return map_SS[None] * np.array(weights, dtype=np.float32)[:, None, None]
