@@ -34,6 +34,9 @@ MIN_FIELD_SHARE = 0.05
 MIN_DIAMETER_PX = 16
 # Below this share of edge points on it, an outline is chance.
 MIN_SUPPORT = 0.25
+# From this share on, no other level of light is tried.
+CLEAR_SUPPORT = 0.9
+LIGHT_SHARES = (0.04, 0.1, 0.2)
 # With so few edge points off the frame's border there is no outline to be seen.
 MIN_EDGE_SHARE = 0.06
 
@@ -128,14 +131,13 @@ def _find(whole: Image.Image) -> FieldOfView:
     small = whole.reduce(factor) if factor > 1 else whole
     light_HW = np.asarray(small).max(axis=2)
     _refuse_blank(light_HW)
-    mask_HW = _field_mask(light_HW)
+    outline, mask_HW = _best_outline(light_HW)
     if mask_HW.mean() < MIN_FIELD_SHARE:
         raise ImageError(
             f"only {mask_HW.mean():.1%} of the frame is lit",
             expected=f"a field of view over at least {MIN_FIELD_SHARE:.0%} of the frame",
             remedy="Check the photograph; it may show a label or a reflection only",
         )
-    outline = _outline(mask_HW)
     field = _as_field(outline, mask_HW, factor)
     if 2 * min(field.radius, field.radius_y) < MIN_DIAMETER_PX:
         raise ImageError(
@@ -162,15 +164,32 @@ def _refuse_blank(light_HW: Pixels) -> None:
         )
 
 
-def _field_mask(light_HW: Pixels) -> NDArray[np.bool_]:
-    """Mark what is lit: brighter than the dark corners by more than their noise."""
+def _best_outline(light_HW: Pixels) -> tuple[Outline, NDArray[np.bool_]]:
+    """Fit at the lowest level of light that gives a clear outline.
+
+    Dim and vignetted fields need a low level; where light spills over the edge, only a higher
+    one separates the field from it. With no outline at any level, what is lit is all there is.
+    """
+    lit_HW = _field_mask(light_HW, LIGHT_SHARES[0])
+    best, best_HW = _lit_part(lit_HW), lit_HW
+    for share in LIGHT_SHARES:
+        mask_HW = lit_HW if share == LIGHT_SHARES[0] else _field_mask(light_HW, share)
+        outline = _outline(mask_HW)
+        if outline is not None and outline.support > best.support + 0.03:
+            best, best_HW = outline, mask_HW
+        if best.support > CLEAR_SUPPORT:
+            break
+    return best, best_HW
+
+
+def _field_mask(light_HW: Pixels, share: float) -> NDArray[np.bool_]:
+    """Mark what is lit: brighter than the dark corners, by a share of the brightest."""
     high, wide = (max(2, side // 24) for side in light_HW.shape)
     corners = [light_HW[y, x] for y in _ends(high) for x in _ends(wide)]
     dark = [corner for corner in corners if np.median(corner) < BLACK_LEVEL]
     background = max((float(np.percentile(corner, 98)) for corner in dark), default=0.0)
     brightest = float(np.percentile(light_HW, 95))
-    # Bright fields glow into their surroundings, dim ones hardly stand out from them.
-    threshold = background + max(4.0, 0.04 * brightest)
+    threshold = background + max(4.0, share * brightest)
     lit_HW = np.pad((light_HW > threshold).astype(np.uint8), 1, mode="edge")
     rows = lit_HW[:-2] + lit_HW[1:-1] + lit_HW[2:]
     neighbours_HW = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
@@ -183,21 +202,19 @@ def _ends(length: int) -> tuple[slice, slice]:
     return slice(None, length), slice(-length, None)
 
 
-def _outline(mask_HW: NDArray[np.bool_]) -> Outline:
+def _outline(mask_HW: NDArray[np.bool_]) -> Outline | None:
     height, width = mask_HW.shape
     points_N2 = _edge_points(mask_HW)
     if len(points_N2) < MIN_EDGE_SHARE * 2 * (height + width):
-        return _inscribed(0, 0, width, height)
-    shorter = min(height, width)
-    outline = fit_outline(points_N2, (0.15 * shorter, 1.2 * max(height, width)))
-    if outline is not None and outline.support >= MIN_SUPPORT:
-        return outline
+        return None
+    outline = fit_outline(points_N2, (0.15 * min(height, width), 1.2 * max(height, width)))
+    return outline if outline is not None and outline.support >= MIN_SUPPORT else None
+
+
+def _lit_part(mask_HW: NDArray[np.bool_]) -> Outline:
+    """Take the largest circle in the middle of what is lit, which may be the whole frame."""
     left, right = _span(mask_HW.any(axis=0))
     top, bottom = _span(mask_HW.any(axis=1))
-    return _inscribed(left, top, right, bottom)
-
-
-def _inscribed(left: float, top: float, right: float, bottom: float) -> Outline:
     radius = min(right - left, bottom - top) / 2
     return Outline((left + right) / 2, (top + bottom) / 2, radius, radius, 0.0)
 
