@@ -20,8 +20,24 @@ Condition = Literal[
     "normal", "dr1", "dr2", "dr3", "dr4", "amd", "glaucoma", "cataract", "myopia",
     "hypertension", "other", "unknown",
 ]  # fmt: skip
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+# Site names become folder names on the server, so they are checked wherever they arrive.
+SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+Name = Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is an error instead of the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a dictionary of a mapping whose keys differ."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 class Settings(BaseModel):
@@ -255,7 +271,7 @@ def parse_study(text: str, *, source: str) -> Study:
         StudyError: The text is not a study.
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 - derives from SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StudyError(
             f"{source} is not valid YAML: {_one_line(error)}", remedy="Correct the syntax"

@@ -8,120 +8,16 @@ A message with any other key is refused on both sides. What leaves a site is the
 mechanism's output, the ledger's statement about it, or one word of `RefusalReason`.
 """
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fundusgen.errors import FederationError
-from fundusgen.federation.weights import Weights, digest
+from fundusgen.federation.exchange import Answer, Receipt, Refusal, Request
+from fundusgen.federation.weights import Weights
 from fundusgen.privacy.policy import RefusalReason
 
 ARRAYS, CONFIG, RECEIPT, REFUSAL = "arrays", "config", "receipt", "refusal"
 CONFIG_KEYS = frozenset({"study", "study_hash", "round", "stage", "request_id"})
-STAGES = ("dpsgd",)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the server asks of a site in a round.
-
-    Attributes:
-        study: The study as canonical JSON, `Study.agreed_json`.
-        study_hash: Its hash, which the site computes again.
-        round_number: From 1.
-        stage: The mechanism asked for.
-        weights: All weights of the model.
-    """
-
-    study: str
-    study_hash: str
-    round_number: int
-    stage: str
-    weights: Weights
-
-    @property
-    def content_digest(self) -> str:
-        """SHA-256 of everything asked, in hex: equal exactly for equal requests."""
-        content = [self.study_hash, self.round_number, self.stage, digest(self.weights)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-    @property
-    def request_id(self) -> str:
-        """Name of the request: a server that resumes asks under the same name again."""
-        return self.content_digest[:32]
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """A site's statement of one release.
-
-    Attributes:
-        site: Name of the site.
-        study_hash: The study.
-        round_number: The round.
-        request_id: The request that was answered.
-        event: The mechanism's event as JSON content.
-        epsilon_total: Over all events of all studies in the site's ledger.
-        delta: At which `epsilon_total` holds.
-        declared_patients: As the site declares publicly; its share of the average.
-        noise: Kind of the noise generator.
-        payload_digest: Digest of the arrays.
-    """
-
-    site: str
-    study_hash: str
-    round_number: int
-    request_id: str
-    event: dict[str, Any]
-    epsilon_total: float
-    delta: float
-    declared_patients: int
-    noise: str
-    payload_digest: str
-
-    def to_json(self) -> str:
-        """Canonical JSON, the form that is kept and will be signed."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Receipt":
-        """Read what `to_json` wrote.
-
-        Raises:
-            FederationError: The text is not a receipt.
-        """
-        try:
-            content = json.loads(text)
-            receipt = cls(**content)
-            kinds = {name: type(value) for name, value in asdict(receipt).items()}
-        except (ValueError, TypeError, RecursionError) as error:
-            raise FederationError(f"a receipt cannot be read: {type(error).__name__}") from error
-        expected = {"site": str, "study_hash": str, "round_number": int, "request_id": str,
-                    "event": dict, "epsilon_total": float, "delta": float,
-                    "declared_patients": int, "noise": str, "payload_digest": str}  # fmt: skip
-        wrong = [name for name, kind in expected.items() if kinds[name] is not kind]
-        if wrong:
-            raise FederationError(f"a receipt has a wrong type at {', '.join(wrong)}")
-        return receipt
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A mechanism's output and its receipt."""
-
-    weights: Weights
-    receipt: Receipt
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A site's no, in one word of the list."""
-
-    reason: RefusalReason
 
 
 def request_to_record(request: Request) -> RecordDict:

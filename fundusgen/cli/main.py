@@ -1,0 +1,51 @@
+"""The `fundusgen` command: gathers the command groups, and turns errors into sentences."""
+
+import sys
+from importlib.metadata import entry_points
+from typing import Annotated
+
+import typer
+
+from fundusgen import __version__
+from fundusgen.cli.generate import generate
+from fundusgen.cli.phantom import phantom_app
+from fundusgen.cli.site import site_app
+from fundusgen.errors import FundusgenError
+
+app = typer.Typer(
+    name="fundusgen",
+    help="A generator of retinal fundus photographs, learned across hospitals in private.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"fundusgen {__version__}")
+        raise typer.Exit
+
+
+app.command()(generate)
+app.add_typer(phantom_app, name="phantom")
+app.add_typer(site_app, name="site")
+# Commands that start servers and clients live above the library and join here by name.
+for _entry in entry_points(group="fundusgen.commands"):
+    app.command(_entry.name)(_entry.load())
+
+
+def main() -> None:
+    """Run the command line; what a user did wrong ends in a sentence and status 1."""
+    try:
+        app()
+    except FundusgenError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        sys.exit(130)

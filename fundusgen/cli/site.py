@@ -1,0 +1,148 @@
+"""`fundusgen site`: make a site folder, check its images, see what it has spent."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from fundusgen.data.cache import framed_images
+from fundusgen.data.manifest import ManifestSettings, read_manifest
+from fundusgen.errors import SiteError
+from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.policy import Policy
+from fundusgen.site import SiteData, SiteFolder, SiteSettings
+from fundusgen.storage import write_atomically
+from fundusgen.study import describe
+
+site_app = typer.Typer(help="Site folders: what a hospital keeps.", no_args_is_help=True)
+_SiteArgument = Annotated[Path, typer.Argument(help="The site folder.")]
+_SHOWN_PROBLEMS = 20
+
+
+@site_app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Site folder to make; must be new or empty.")],
+    name: Annotated[str, typer.Option(help="Name of the site: a-z, 0-9, - and _; public.")],
+    manifest: Annotated[Path, typer.Option(help="CSV file that lists the images.")],
+    declared_patients: Annotated[
+        int, typer.Option(min=1, help="Number of patients to make public; round it.")
+    ],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder the manifest's files are in; its own if absent.")
+    ] = None,
+    max_epsilon: Annotated[
+        float, typer.Option(help="Total over all studies that the site will not exceed.")
+    ] = 8.0,
+    delta: Annotated[float, typer.Option(help="At which epsilon is counted.")] = 1e-5,
+    one_image_per_patient: Annotated[
+        bool, typer.Option("--one-image-per-patient", help="No patient has two images.")
+    ] = False,
+) -> None:
+    """Make a site folder with settings, policy and node keys."""
+    if folder.exists() and any(folder.iterdir()):
+        raise SiteError(
+            f"{folder} is there already and not empty",
+            expected="a new or empty folder",
+            remedy="Choose another folder, or edit its site.yaml and policy.yaml",
+        )
+    try:
+        settings = SiteSettings(
+            name=name,
+            data=SiteData(
+                manifest=manifest.resolve(),
+                root=(root or manifest.parent).resolve(),
+                one_image_per_patient=one_image_per_patient,
+                declared_patients=declared_patients,
+            ),
+        )
+    except ValidationError as error:
+        raise SiteError(describe(error, SiteSettings)) from error
+    try:
+        policy = Policy(max_epsilon=max_epsilon, delta=delta)
+    except ValidationError as error:
+        raise SiteError(describe(error, Policy)) from error
+    site = SiteFolder(folder)
+    site.write(settings, policy)
+    _write_node_key(site.keys)
+    typer.echo(f"{folder} is ready. Read {site.policy_file} and check the images with")
+    typer.echo(f"  fundusgen site check {folder}")
+    typer.echo(f"Give the study lead the public key {site.keys / 'node.pub'}")
+
+
+@site_app.command()
+def check(
+    folder: _SiteArgument,
+    image_size: Annotated[int, typer.Option(help="Size of the study, in pixels.")] = 64,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 1,
+) -> None:
+    """Read the manifest and every image as a study would, and list what cannot be used."""
+    site = SiteFolder(folder)
+    data = site.settings().data
+    reading = read_manifest(
+        ManifestSettings(
+            manifest=data.manifest,
+            root=data.root,
+            columns=data.columns,
+            one_image_per_patient=data.one_image_per_patient,
+            strict=strict,
+        )
+    )
+    framed = framed_images(reading.rows, image_size, site.cache, strict=strict, workers=workers)
+    problems = sorted(reading.problems + framed.problems, key=lambda problem: problem.line)
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        typer.echo(str(problem))
+    if len(problems) > _SHOWN_PROBLEMS:
+        typer.echo(f"... and {len(problems) - _SHOWN_PROBLEMS} more")
+    patients = len({row.patient_id for row in framed.rows})
+    typer.echo(
+        f"{len(framed.rows)} images of {patients} patients can be used, "
+        f"{len(problems)} rows are left out; declared are {data.declared_patients} patients"
+    )
+
+
+@site_app.command()
+def status(folder: _SiteArgument) -> None:
+    """Show what the site has spent, and what its policy leaves."""
+    site = SiteFolder(folder)
+    settings, policy = site.settings(), site.policy()
+    console = Console(highlight=False)
+    if not site.ledger_file.exists():
+        console.print(f"{settings.name} has spent nothing of epsilon {policy.max_epsilon:g}")
+        return
+    with Ledger.open(site.ledger_file) as ledger:
+        rows, spent = ledger.rows(), ledger.epsilon(policy.delta)
+    table = Table("event", "study", "round", "mechanism", "noise", "rate", "steps", "state")
+    for row in rows:
+        event = row.event
+        table.add_row(
+            str(row.event_id), row.study_id, str(row.round_number), event.kind,
+            f"{event.noise_multiplier:.4g}", f"{event.sample_rate:g}", str(event.steps), row.state,
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"{settings.name}: epsilon {spent:.3f} of {policy.max_epsilon:g} at delta {policy.delta:g}"
+    )
+
+
+def _write_node_key(folder: Path) -> None:
+    """Make the site's node key: EC P-384 in OpenSSH's format, as Flower's SuperNode wants it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    write_atomically(folder / "node", private, mode=0o600)
+    write_atomically(folder / "node.pub", public + b"\n")

@@ -1,0 +1,31 @@
+"""An answer as the bytes that the outbox keeps: a receipt and its arrays, together."""
+
+import json
+
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fundusgen.errors import FederationError
+from fundusgen.federation.exchange import Answer, Receipt
+
+_LENGTH_BYTES = 8
+
+
+def to_payload(answer: Answer) -> bytes:
+    """Pack an answer: length of the receipt, receipt in JSON, arrays in safetensors."""
+    receipt = answer.receipt.to_json().encode()
+    return len(receipt).to_bytes(_LENGTH_BYTES, "big") + receipt + save(answer.weights)
+
+
+def from_payload(payload: bytes) -> Answer:
+    """Unpack what `to_payload` packed; gives equal arrays bit for bit.
+
+    Raises:
+        FederationError: The bytes are no payload.
+    """
+    end = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "big")
+    try:
+        receipt = Receipt.from_json(payload[_LENGTH_BYTES:end].decode())
+        return Answer(load(payload[end:]), receipt)
+    except (UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
+        raise FederationError("a stored answer cannot be read") from error

@@ -1,0 +1,140 @@
+"""The finished generator: saved beside a run, loaded anywhere, drawing the same for a seed.
+
+Legend of axes: N images, Z latent, S side of the image in pixels.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from fundusgen.errors import ModelError
+from fundusgen.models.factory import build_model, load_weights
+from fundusgen.storage import write_atomically, write_json
+from fundusgen.study import Study, parse_study
+
+FORMAT = 1
+WEIGHTS_FILE, MODEL_FILE = "generator.safetensors", "model.json"
+# Fixed, not a setting: convolutions of another batch size may round differently, and the same
+# seed must give the same pictures.
+_BATCH = 64
+
+
+def save_generator(
+    folder: Path, study: Study, weights: Mapping[str, NDArray[np.float32]], facts: Mapping[str, object]
+) -> None:
+    """Write the weights and `model.json`, which holds all that is needed to draw.
+
+    Args:
+        folder: Where to; made if absent.
+        study: The study that was trained.
+        weights: All weights of its model.
+        facts: What else to say about it, such as epsilons; plain JSON.
+    """
+    write_atomically(folder / WEIGHTS_FILE, save(dict(weights)))
+    write_json(
+        folder / MODEL_FILE,
+        {"format": FORMAT, "study": json.loads(study.agreed_json()), "facts": dict(facts)},
+    )
+
+
+class Generator:
+    """Draws images of a condition.
+
+    Args:
+        study: The study whose model draws.
+        weights: All weights of that model.
+        device: Where to compute.
+
+    Raises:
+        ModelError: The weights do not fit.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        weights: Mapping[str, NDArray[np.float32]],
+        device: torch.device | None = None,
+    ) -> None:
+        """Load the weights into the study's model."""
+        self.study = study
+        self.device = device or torch.device("cpu")
+        model = build_model(study)
+        load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+        self._decoder = model.decoder.to(self.device).eval()
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | None = None) -> "Generator":
+        """Read a generator that `save_generator` wrote.
+
+        Raises:
+            ModelError: It is missing, damaged or of a newer format.
+        """
+        try:
+            description = json.loads((folder / MODEL_FILE).read_text())
+            weights = load_file(folder / WEIGHTS_FILE)
+            version, study_content = description["format"], description["study"]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelError(
+                f"There is no whole generator in {folder}: {' '.join(str(error).split())}",
+                expected=f"{MODEL_FILE} and {WEIGHTS_FILE}",
+                remedy="Give the folder of a finished run, or its generator folder",
+            ) from error
+        if version != FORMAT:
+            raise ModelError(
+                f"The generator in {folder} has format {version}",
+                expected=f"format {FORMAT}",
+                remedy="Use the version of fundusgen that wrote it, or a newer one",
+            )
+        study = parse_study(json.dumps(study_content), source=str(folder / MODEL_FILE))
+        return cls(study, weights, device)
+
+    def condition_index(self, condition: str) -> int:
+        """Index of a condition in the model.
+
+        Raises:
+            ModelError: The generator was not trained for it.
+        """
+        names = [str(name) for name in self.study.conditions]
+        if condition not in names:
+            raise ModelError(
+                f"This generator does not know the condition '{condition}'",
+                expected=f"one of {', '.join(names)}",
+            )
+        return names.index(condition)
+
+    def draw(self, condition: str, count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+        """Draw images, a batch at a time, in constant memory.
+
+        The same condition and seed give the same images on the same machine and torch; a larger
+        count goes on where a smaller one ended.
+
+        Args:
+            condition: One of the study's conditions.
+            count: Number of images, at least 0.
+            seed: Any integer from 0.
+
+        Yields:
+            (n, S, S, 3) uint8 RGB, n at most 64.
+
+        Raises:
+            ModelError: The condition is unknown.
+        """
+        index = self.condition_index(condition)
+        latents = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+        for start in range(0, count, _BATCH):
+            latent_NZ = latents.standard_normal((_BATCH, self.study.model.latent), np.float32)
+            yield self._images(latent_NZ, index)[: count - start]
+
+    @torch.inference_mode()
+    def _images(self, latent_NZ: NDArray[np.float32], index: int) -> NDArray[np.uint8]:
+        conditions_N = torch.full((len(latent_NZ),), index, device=self.device)
+        latent = torch.from_numpy(latent_NZ).to(self.device)
+        images_NCSS = self._decoder(latent, conditions_N)
+        levels = ((images_NCSS + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,113 @@
+"""`report.html` of a run: pictures first, then what it cost each site, then the rounds."""
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fundusgen.run_folder import RunFolder
+from fundusgen.storage import write_atomically
+from fundusgen.study import Study
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+img{max-width:100%;height:auto;border-radius:4px}
+table{border-collapse:collapse;margin:1rem 0}
+td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}
+.wide{overflow-x:auto} .note{color:#555}
+"""
+
+
+def write_report(run: RunFolder, study: Study) -> None:
+    """Write the page, whole or not at all; it needs no other file and no network."""
+    rounds = run.metrics()
+    body = "\n".join(
+        [
+            f"<h1>{escape(study.study_id)}</h1>",
+            f"<p>{_summary(study, rounds)}</p>",
+            _picture(run),
+            "<h2>What it cost</h2>",
+            _sites_table(rounds),
+            f'<p class="note">{_GUARANTEE}</p>',
+            "<h2>Rounds</h2>",
+            _rounds_table(rounds),
+        ]
+    )
+    write_atomically(
+        run.report,
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(study.study_id)}</title><style>{_STYLE}</style></head>"
+        f"<body>{body}</body></html>\n",
+    )
+
+
+_GUARANTEE = (
+    "Epsilon is the total over everything that a site's ledger holds, all studies together. It "
+    "bounds what anyone outside the site, the server included, can learn about whether one patient "
+    "with all their images took part. Patients are assumed to be at one site; where one is at "
+    "several, their epsilons add up. Epsilons of different sites are never averaged."
+)
+
+
+def _summary(study: Study, rounds: list[dict[str, Any]]) -> str:
+    sites = {site["site"] for entry in rounds for site in entry["sites"]}
+    return escape(
+        f"{len(sites)} sites trained a {study.model.kind.upper()} at {study.image_size} px over "
+        f"{len(rounds)} rounds of DP-SGD, aiming at epsilon {study.privacy.target_epsilon:g} per "
+        f"patient at delta {study.privacy.target_delta:g}. All images on this page are generated."
+    )
+
+
+def _picture(run: RunFolder) -> str:
+    pictures: list[Path] = sorted(run.samples.glob("round-*.png"))
+    if not pictures:
+        return '<p class="note">No picture was drawn.</p>'
+    data = base64.b64encode(pictures[-1].read_bytes()).decode()
+    alt = "Generated fundus images, a row for each condition"
+    return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+
+
+def _sites_table(rounds: list[dict[str, Any]]) -> str:
+    last: dict[str, dict[str, Any]] = {}
+    counts: dict[str, int] = {}
+    for entry in rounds:
+        for site in entry["sites"]:
+            if site["state"] == "accepted":
+                last[site["site"]] = site
+                counts[site["site"]] = counts.get(site["site"], 0) + 1
+    rows = [
+        [name, f"{site['declared_patients']:,}", str(counts[name]), f"{site['epsilon']:.3f}",
+         f"{site['delta']:g}", site["noise"]]
+        for name, site in sorted(last.items())
+    ]  # fmt: skip
+    return _table(["site", "declared patients", "rounds", "epsilon", "delta", "noise"], rows)
+
+
+def _rounds_table(rounds: list[dict[str, Any]]) -> str:
+    rows = []
+    for entry in rounds:
+        accepted = [site for site in entry["sites"] if site["state"] == "accepted"]
+        others = [site for site in entry["sites"] if site["state"] != "accepted"]
+        loss = entry["public_loss"]
+        rows.append(
+            [
+                str(entry["round"]),
+                str(len(accepted)),
+                "" if loss is None else f"{loss:.3f}",
+                f"{max((site['epsilon'] for site in accepted), default=0):.3f}",
+                f"{entry['seconds']:.1f}",
+                "; ".join(f"{site['site']} {site['state']}: {site['reason']}" for site in others),
+            ]
+        )
+    header = ["round", "sites", "loss on phantoms", "largest epsilon", "seconds", "left out"]
+    return _table(header, rows)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'

@@ -1,0 +1,152 @@
+"""The site folder: what a hospital keeps, and what `site.yaml` says about it.
+
+    site.yaml     name, where the images are, the public number of patients, device
+    policy.yaml   what the site allows (fundusgen.privacy.policy)
+    ledger.db     what has been spent (fundusgen.privacy.ledger)
+    outbox/       released replies, for replay
+    cache/        framed images; patient data
+    keys/         EC P-384 node key
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fundusgen.errors import SiteError
+from fundusgen.privacy.policy import Policy, load_policy
+from fundusgen.study import Name, describe
+
+
+class SiteData(BaseModel):
+    """Where a site's images are.
+
+    Attributes:
+        manifest: CSV file, relative to the site folder unless absolute.
+        root: Folder that the manifest's `file` column is relative to; nothing outside is read.
+        columns: This manifest's names for the known columns, where they differ.
+        ignored_columns: Columns of the manifest that are of no use here.
+        one_image_per_patient: The site's statement that no patient has two images; only then
+            may patient ids be missing.
+        declared_patients: The number of patients the site makes public, rounded as it likes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: Path
+    root: Path
+    columns: dict[str, str] = {}
+    ignored_columns: tuple[str, ...] = ()
+    one_image_per_patient: bool = False
+    declared_patients: Annotated[int, Field(ge=1)]
+
+
+class SiteSettings(BaseModel):
+    """Content of `site.yaml`.
+
+    Attributes:
+        name: Name of the site; every server it takes part with sees it.
+        data: Where its images are.
+        device: A torch device, or `auto` for a GPU where there is one.
+        threads: Threads of a round's training; all cores where absent.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    data: SiteData
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """Paths of one site, and the settings in them.
+
+    Attributes:
+        path: The folder itself.
+    """
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """`site.yaml`."""
+        return self.path / "site.yaml"
+
+    @property
+    def policy_file(self) -> Path:
+        """`policy.yaml`."""
+        return self.path / "policy.yaml"
+
+    @property
+    def ledger_file(self) -> Path:
+        """The database of events."""
+        return self.path / "ledger.db"
+
+    @property
+    def outbox(self) -> Path:
+        """Released replies."""
+        return self.path / "outbox"
+
+    @property
+    def cache(self) -> Path:
+        """Framed images of patients."""
+        return self.path / "cache"
+
+    @property
+    def keys(self) -> Path:
+        """The site's own keys."""
+        return self.path / "keys"
+
+    @property
+    def log_file(self) -> Path:
+        """What the client did, for the operator only."""
+        return self.path / "client.log"
+
+    def settings(self) -> SiteSettings:
+        """Read and check `site.yaml`; paths come back absolute.
+
+        Raises:
+            SiteError: It is missing or wrong.
+        """
+        try:
+            content = yaml.safe_load(self.settings_file.read_text(encoding="utf-8"))
+            settings = SiteSettings.model_validate(content)
+        except ValidationError as error:
+            raise SiteError(
+                f"{self.settings_file}: {describe(error, SiteSettings)}",
+                remedy="Correct the file",
+            ) from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            raise SiteError(
+                f"{self.settings_file} cannot be read: {' '.join(str(error).split())}",
+                expected="a site folder with site.yaml",
+                remedy="Make one with `fundusgen site init DIR`",
+            ) from error
+        data = settings.data
+        absolute = {"manifest": self._absolute(data.manifest), "root": self._absolute(data.root)}
+        return settings.model_copy(update={"data": data.model_copy(update=absolute)})
+
+    def policy(self) -> Policy:
+        """Read and check `policy.yaml`.
+
+        Raises:
+            SiteError: It is missing or wrong; nothing is allowed then.
+        """
+        return load_policy(self.policy_file)
+
+    def write(self, settings: SiteSettings, policy: Policy) -> None:
+        """Write both settings files of a new site."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._dump(self.settings_file, settings)
+        self._dump(self.policy_file, policy)
+
+    @staticmethod
+    def _dump(path: Path, content: BaseModel) -> None:
+        path.write_text(yaml.safe_dump(content.model_dump(mode="json"), sort_keys=False))
+
+    def _absolute(self, path: Path) -> Path:
+        return path if path.is_absolute() else (self.path / path).resolve()

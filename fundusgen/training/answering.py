@@ -1,0 +1,275 @@
+"""How a site answers a request: the one order that is safe.
+
+    policy -> replay? -> budget -> read patients -> reserve -> train -> outbox -> commit -> release
+
+Whatever goes wrong, what leaves is an `Answer` that the ledger holds or a `Refusal` in one word.
+The noise multiplier is found before the first step and kept for the study, by its first event.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from fundusgen.data.manifest import ManifestSettings
+from fundusgen.data.patients import PatientDataset, load_patients
+from fundusgen.errors import (
+    AccountingError,
+    DataError,
+    FederationError,
+    FundusgenError,
+    LedgerError,
+    ModelError,
+    SiteError,
+    StudyError,
+)
+from fundusgen.federation.exchange import Answer, Receipt, Refusal, Request
+from fundusgen.federation.payload import from_payload, to_payload
+from fundusgen.federation.weights import digest
+from fundusgen.privacy.accounting import calibrate_noise_multiplier, epsilon
+from fundusgen.privacy.events import Event
+from fundusgen.privacy.ledger import Ledger, LedgerRow, Refuse, Replay, answer_for
+from fundusgen.privacy.noise import FastNoise, NoiseSource, SecureNoise
+from fundusgen.privacy.outbox import Outbox
+from fundusgen.privacy.policy import Policy, Refused, RefusalReason, require_allowed
+from fundusgen.site import SiteFolder, SiteSettings
+from fundusgen.study import Study, parse_study
+from fundusgen.training.local import train_round
+
+log = logging.getLogger("fundusgen.client")
+
+# What an error says to the server, by where it comes from; the rest is `failed`.
+_WORDS: tuple[tuple[type[FundusgenError], RefusalReason], ...] = (
+    (LedgerError, RefusalReason.LEDGER_UNUSABLE),
+    (AccountingError, RefusalReason.BUDGET_EXHAUSTED),
+    (DataError, RefusalReason.NO_DATA),
+    (StudyError, RefusalReason.STUDY_MISMATCH),
+    (ModelError, RefusalReason.STUDY_MISMATCH),
+    (FederationError, RefusalReason.REQUEST_MALFORMED),
+    (SiteError, RefusalReason.SITE_MISCONFIGURED),
+)
+
+
+def answer(site: SiteFolder, request: Request) -> Answer | Refusal:
+    """Answer a request, or refuse it in one word.
+
+    Guarantee: an answer's arrays are the output of the event that the ledger holds for it, are
+    made once, and are sent with the same bytes however often they are asked for. A refusal
+    depends on patients' data in two words only, which `RefusalReason` names.
+    Edge cases: a crash at any point leaves the reservation counted in full.
+
+    Args:
+        site: The site's folder.
+        request: What the server asks.
+
+    Raises:
+        OSError: The disk fails in a way that no ledger error covers; the caller refuses.
+    """
+    try:
+        return _answer(site, request)
+    except Refused as refused:
+        log.warning("round %d refused: %s", request.round_number, refused)
+        return Refusal(refused.reason)
+    except FundusgenError as error:
+        log.error("round %d refused: %s", request.round_number, error)
+        return Refusal(_word(error))
+
+
+def _word(error: FundusgenError) -> RefusalReason:
+    return next((word for kind, word in _WORDS if isinstance(error, kind)), RefusalReason.FAILED)
+
+
+def _answer(site: SiteFolder, request: Request) -> Answer:
+    settings, policy, study = site.settings(), _policy(site), _study(request)
+    declared = settings.data.declared_patients
+    outbox = Outbox(site.outbox)
+    with Ledger.open(site.ledger_file) as ledger:
+        decision = answer_for(
+            ledger,
+            study_hash=request.study_hash,
+            round_number=request.round_number,
+            stage=request.stage,
+            request_id=request.request_id,
+            content_digest=request.content_digest,
+        )
+        if isinstance(decision, Refuse):
+            raise Refused(RefusalReason.ROUND_CONFLICT, decision.found, remedy=decision.remedy)
+        if isinstance(decision, Replay):
+            return _replay(ledger, outbox, decision, request)
+        event = _event(study, request, ledger.rows())
+        require_allowed(
+            policy,
+            noise_multiplier=event.noise_multiplier,
+            noise=study.privacy.noise,
+            declared_patients=declared,
+        )
+        _require_budget(ledger, policy, study, event)
+        patients = _patients(site, settings, study)
+        noise: NoiseSource = SecureNoise() if study.privacy.noise == "secure" else FastNoise()
+        event_id = ledger.reserve(
+            study_id=study.study_id,
+            study_hash=request.study_hash,
+            round_number=request.round_number,
+            stage=request.stage,
+            request_id=request.request_id,
+            content_digest=request.content_digest,
+            event=event,
+            delta=policy.delta,
+            noise_kind=noise.kind,
+            patients_declared=declared,
+        )
+        weights = train_round(
+            study,
+            request.weights,
+            patients,
+            round_number=request.round_number,
+            noise_multiplier=event.noise_multiplier,
+            declared_patients=declared,
+            noise=noise,
+            device=prepare_device(settings),
+        )
+        receipt = Receipt(
+            site=settings.name,
+            study_hash=request.study_hash,
+            round_number=request.round_number,
+            request_id=request.request_id,
+            event=event.to_json(),
+            epsilon_total=epsilon(ledger.events(), policy.delta),
+            delta=policy.delta,
+            declared_patients=declared,
+            noise=noise.kind,
+            payload_digest=digest(weights),
+        )
+        payload_digest = outbox.put(request.request_id, to_payload(Answer(weights, receipt)))
+        ledger.commit(event_id, event, payload_digest)
+        ledger.release(event_id, payload_digest)
+    log.info(
+        "round %d of %s answered: epsilon is %.3f of %.3f at delta %g",
+        request.round_number, study.study_id, receipt.epsilon_total, policy.max_epsilon,
+        policy.delta,
+    )  # fmt: skip
+    return Answer(weights, receipt)
+
+
+def _policy(site: SiteFolder) -> Policy:
+    try:
+        return site.policy()
+    except SiteError as error:
+        raise Refused(RefusalReason.POLICY_UNREADABLE, str(error)) from error
+
+
+def _study(request: Request) -> Study:
+    """The study that came with the request, if it is the one the request names."""
+    study = parse_study(request.study, source="the study in the request")
+    if study.study_hash != request.study_hash or request.stage != "dpsgd":
+        raise Refused(
+            RefusalReason.STUDY_MISMATCH,
+            f"The request names study {request.study_hash[:12]}, stage {request.stage}",
+            expected=f"study {study.study_hash[:12]}, which is the text that came with it",
+        )
+    if request.round_number > study.federation.rounds:
+        raise Refused(
+            RefusalReason.STUDY_MISMATCH,
+            f"Round {request.round_number} was asked for",
+            expected=f"at most the study's {study.federation.rounds} rounds",
+        )
+    return study
+
+
+def _replay(ledger: Ledger, outbox: Outbox, decision: Replay, request: Request) -> Answer:
+    payload = outbox.get(request.request_id, decision.row.payload_digest)
+    if payload is None:
+        raise LedgerError(
+            f"The ledger holds an answer to round {request.round_number} that the outbox lacks",
+            expected="the bytes that were released",
+            remedy="Restore the outbox; the round is not trained twice",
+        )
+    if decision.row.state != "released":
+        ledger.release(decision.row.event_id, decision.row.payload_digest)
+    log.info("round %d was answered before: the same bytes again", request.round_number)
+    return from_payload(payload)
+
+
+def _event(study: Study, request: Request, rows: Sequence[LedgerRow]) -> Event:
+    """The event of one round, with the noise of the study's first event where there is one."""
+    stage = study.stages.dpsgd
+    earlier = [
+        row.event.noise_multiplier
+        for row in rows
+        if row.study_hash == request.study_hash and row.stage == request.stage
+    ]
+    noise_multiplier = earlier[0] if earlier else noise_for(study)
+    return Event("subsampled_gaussian", noise_multiplier, stage.sample_rate, stage.steps_per_round)
+
+
+def noise_for(study: Study) -> float:
+    """Noise multiplier with which all rounds of a study cost at most its target epsilon.
+
+    Guarantee: epsilon of `dpsgd_steps` steps at the study's sample rate and target delta is at
+    most `target_epsilon` by every accountant that is installed.
+    Edge cases: a target that no noise can meet raises.
+
+    Raises:
+        AccountingError: No noise multiplier meets the target.
+    """
+    privacy = study.privacy
+    return _calibrated(
+        privacy.target_epsilon,
+        privacy.target_delta,
+        study.stages.dpsgd.sample_rate,
+        study.dpsgd_steps,
+    )
+
+
+@lru_cache(maxsize=64)
+def _calibrated(target_epsilon: float, target_delta: float, rate: float, steps: int) -> float:
+    return calibrate_noise_multiplier(
+        target_epsilon=target_epsilon, target_delta=target_delta, sample_rate=rate, steps=steps
+    )
+
+
+def _require_budget(ledger: Ledger, policy: Policy, study: Study, event: Event) -> None:
+    """Refuse a round that would exceed the site's cap, or a study that would on its first round."""
+    rows = ledger.rows()
+    begun = any(row.study_hash == study.study_hash for row in rows)
+    steps = event.steps if begun else study.dpsgd_steps
+    planned = Event(event.kind, event.noise_multiplier, event.sample_rate, steps)
+    total = epsilon([*ledger.events(), planned], policy.delta)
+    if not total <= policy.max_epsilon:
+        what = "This round" if begun else "The study"
+        raise Refused(
+            RefusalReason.BUDGET_EXHAUSTED,
+            f"{what} would bring epsilon to {total:.3f} at delta {policy.delta:g}",
+            expected=f"at most {policy.max_epsilon:g} by this site's policy",
+        )
+
+
+def _patients(site: SiteFolder, settings: SiteSettings, study: Study) -> PatientDataset:
+    data = settings.data
+    loaded = load_patients(
+        ManifestSettings(
+            manifest=data.manifest,
+            root=data.root,
+            columns=data.columns,
+            one_image_per_patient=data.one_image_per_patient,
+        ),
+        study.image_size,
+        study.conditions,
+        site.cache,
+    )
+    log.info(
+        "%d patients, %d images; left out: %d rows with problems, %d images of other conditions",
+        len(loaded.dataset), loaded.dataset.image_count, len(loaded.problems),
+        loaded.left_out_for_condition,
+    )  # fmt: skip
+    return loaded.dataset
+
+
+def prepare_device(settings: SiteSettings) -> torch.device:
+    """Set the number of threads and choose the device, as `site.yaml` says."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)

@@ -1,0 +1,67 @@
+"""Flower's entry on the server: find the run folder, run the study, say how it ended."""
+
+import logging
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fundusgen.environment import write_environment
+from fundusgen.errors import FundusgenError, RunError
+from fundusgen.federation.messages import pack_arrays
+from fundusgen.logs import log_to
+from fundusgen.models.factory import build_model, private_names
+from fundusgen.run_folder import RunFolder
+from fundusgen.storage import write_atomically
+from fundusgen.study import Study, dump_study, load_study
+from server.postprocess import Postprocess
+from server.strategy import StudyStrategy
+
+app = ServerApp()
+log = logging.getLogger("fundusgen.server")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study of the run folder that the run config names."""
+    run = RunFolder(Path(str(context.run_config["run"])).resolve())
+    run.path.mkdir(parents=True, exist_ok=True)
+    with log_to(run.path / "server.log", "fundusgen.server"):
+        try:
+            _run(grid, run, _study(run, str(context.run_config["study"])))
+        except FundusgenError as error:
+            log.error("%s", error)
+            run.write_status("failed", round_number=run.status()["round"], message=str(error))
+            raise
+
+
+def _study(run: RunFolder, study_file: str) -> Study:
+    """The run's study; a study file is copied into a run folder that has none."""
+    if not study_file:
+        return run.study()
+    study = load_study(Path(study_file))
+    if run.study_file.is_file() and run.study().study_hash != study.study_hash:
+        raise RunError(
+            f"{run.path} holds another study than {study_file}",
+            expected="a folder of its own for each study",
+            remedy="Choose another run folder",
+        )
+    write_atomically(run.study_file, dump_study(study))
+    return study
+
+
+def _run(grid: Grid, run: RunFolder, study: Study) -> None:
+    postprocess = Postprocess(study, run)
+    write_environment(run.environment_file)
+    run.write_status("running", round_number=postprocess.state.round_number)
+    strategy = StudyStrategy(
+        study, private_names(build_model(study), study.model.private), postprocess
+    )
+    strategy.start(
+        grid,
+        pack_arrays(postprocess.state.weights),
+        num_rounds=study.federation.rounds,
+        timeout=study.federation.timeout_s,
+    )
+    postprocess.finish_run()
+    run.write_status("finished", round_number=study.federation.rounds)

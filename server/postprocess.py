@@ -1,0 +1,183 @@
+"""What the server makes of a finished round: weights, moving average, pictures, checkpoint.
+
+All of it is post-processing of mechanism outputs, which costs no privacy (Dwork and Roth 2014,
+proposition 2.1). Nothing here can read an image of a patient.
+"""
+
+import json
+import logging
+import math
+import os
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fundusgen.federation.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from fundusgen.federation.weights import Weights, mixed
+from fundusgen.models.factory import build_model
+from fundusgen.models.generator import Generator, save_generator
+from fundusgen.phantom.population import PHANTOM_CONDITIONS, phantom_images
+from fundusgen.report.page import write_report
+from fundusgen.report.pictures import draw_sheet, save_png
+from fundusgen.run_folder import RunFolder
+from fundusgen.storage import write_json
+from fundusgen.study import Study
+
+log = logging.getLogger("fundusgen.server")
+
+# FedAdam of Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2 and section 5.
+_BETA_1, _BETA_2, _TAU = 0.9, 0.99, 1e-4
+
+
+class Postprocess:
+    """Owns the server's state and writes the run folder.
+
+    Args:
+        study: The study.
+        run: Its run folder; a checkpoint there is resumed.
+
+    Attributes:
+        state: The last finished round.
+    """
+
+    def __init__(self, study: Study, run: RunFolder) -> None:
+        """Resume from the newest checkpoint, or begin with the study's first weights."""
+        self.study = study
+        self.run = run
+        found = latest_checkpoint(run.checkpoints, study.study_hash)
+        self.state = found or _first(study)
+        self._phantoms = _phantoms(study)
+
+    def finish_round(
+        self, round_number: int, new: Weights, *, sites: list[dict[str, object]], seconds: float
+    ) -> Weights:
+        """Take in a round's average and write everything that follows from it.
+
+        Args:
+            round_number: The round.
+            new: Average of the private part of the weights.
+            sites: An entry for every site that said something.
+            seconds: Of the round so far.
+
+        Returns:
+            All weights, as the sites will receive them next.
+        """
+        old = self.state
+        private, optimizer = self._stepped(new)
+        weights = {**old.weights, **private}
+        # Small at first, so that the random first weights are soon forgotten.
+        decay = min(self.study.federation.ema_decay, round_number / (round_number + 9))
+        self.state = replace(
+            old,
+            round_number=round_number,
+            weights=weights,
+            average=mixed(old.average, weights, decay),
+            optimizer=optimizer,
+        )
+        self._keep_receipts(round_number, sites)
+        self._append_metrics(round_number, sites, seconds)
+        self._draw(round_number)
+        # Last: a round without its checkpoint is asked for again, and answered from the outboxes.
+        save_checkpoint(self.run.checkpoints, self.state)
+        self.run.write_status("running", round_number=round_number)
+        return weights
+
+    def finish_run(self) -> None:
+        """Export the generator and write the report."""
+        metrics = self.run.metrics()
+        facts = {
+            "rounds": self.state.round_number,
+            "epsilon_by_site": {
+                str(site["site"]): site["epsilon"]
+                for entry in metrics
+                for site in entry["sites"]
+                if site["state"] == "accepted"
+            },
+            "delta": self.study.privacy.target_delta,
+            "unit": self.study.privacy.unit,
+        }
+        save_generator(self.run.generator, self.study, self.state.average, facts)
+        write_report(self.run, self.study)
+
+    def _stepped(self, new: Weights) -> tuple[Weights, Weights]:
+        """Apply the server's optimizer to the change that the sites ask for."""
+        if self.study.federation.server_optimizer == "average":
+            return new, {}
+        rate = np.float32(self.study.federation.server_learning_rate)
+        weights: Weights = {}
+        moments: Weights = {}
+        for name, value in new.items():
+            old = self.state.weights[name]
+            zero = np.zeros_like(old)
+            change = value - old
+            first = _BETA_1 * self.state.optimizer.get(f"first/{name}", zero) + (
+                1 - _BETA_1
+            ) * change
+            second = _BETA_2 * self.state.optimizer.get(f"second/{name}", zero) + (
+                1 - _BETA_2
+            ) * change**2
+            moments[f"first/{name}"] = first.astype(np.float32)
+            moments[f"second/{name}"] = second.astype(np.float32)
+            step = rate * first / (np.sqrt(second) + _TAU)
+            weights[name] = (old + step).astype(np.float32)
+        return weights, moments
+
+    def _keep_receipts(self, round_number: int, sites: list[dict[str, object]]) -> None:
+        for site in sites:
+            if "receipt" in site:
+                path = self.run.receipts / str(site["site"]) / f"round-{round_number:04d}.json"
+                write_json(path, json.loads(str(site.pop("receipt"))))
+
+    def _append_metrics(
+        self, round_number: int, sites: list[dict[str, object]], seconds: float
+    ) -> None:
+        entry = {
+            "round": round_number,
+            "public_loss": self._public_loss(),
+            "seconds": round(seconds, 3),
+            "sites": sites,
+        }
+        with self.run.metrics_file.open("a") as file:
+            file.write(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _draw(self, round_number: int) -> None:
+        evaluation, last = self.study.evaluation, self.study.federation.rounds
+        if round_number % evaluation.every_rounds and round_number != last:
+            return
+        generator = Generator(self.study, self.state.average)
+        sheet = draw_sheet(generator, evaluation.samples_per_condition, self.study.seed)
+        save_png(sheet, self.run.samples / f"round-{round_number:04d}.png")
+
+    @torch.inference_mode()
+    def _public_loss(self) -> float | None:
+        """Loss of the averaged weights on phantoms: no patient is behind it, so it is free."""
+        if self._phantoms is None:
+            return None
+        images, conditions = self._phantoms
+        model = build_model(self.study)
+        model.load_state_dict({k: torch.from_numpy(v) for k, v in self.state.average.items()})
+        latent = torch.zeros(len(images), self.study.model.latent)
+        loss = float(model(images, conditions, latent).mean())
+        return loss if math.isfinite(loss) else None
+
+
+def _first(study: Study) -> Checkpoint:
+    state = build_model(study).state_dict()
+    weights: Weights = {name: value.numpy().copy() for name, value in state.items()}
+    return Checkpoint(0, study.study_hash, weights, weights, {})
+
+
+def _phantoms(study: Study) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Phantoms to measure the public loss on: (N, 3, S, S) in [-1, 1] and their conditions."""
+    drawable = [name for name in study.conditions if name in PHANTOM_CONDITIONS]
+    if not drawable or not study.evaluation.phantoms:
+        return None
+    images_NSSC, drawn_N = phantom_images(
+        study.evaluation.phantoms, study.image_size, study.seed, drawable
+    )
+    index = torch.tensor([study.conditions.index(name) for name in drawable])
+    images = torch.from_numpy(images_NSSC).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return images.contiguous(), index[torch.from_numpy(np.asarray(drawn_N, dtype=np.int64))]

@@ -1,0 +1,291 @@
+"""The study's strategy: which replies count, and when a round goes on or the run ends.
+
+Built on Flower's `Strategy`. Its own loop replaces Flower's, since that one always begins at
+round 1, waits without bound for sites, and ends the run on a reply that differs from the others.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fundusgen.errors import FederationError
+from fundusgen.federation.exchange import Answer, Receipt, Refusal, Request
+from fundusgen.federation.messages import (
+    pack_arrays,
+    reply_from_record,
+    request_to_record,
+    unpack_arrays,
+)
+from fundusgen.federation.weights import Weights, average, digest, distance, outliers, require_fit
+from fundusgen.study import SITE_NAME, Study
+from server.postprocess import Postprocess
+
+log = logging.getLogger("fundusgen.server")
+
+# Replies of a simulation arrive within milliseconds of each other; of hospitals, in seconds.
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A reply that passed every check."""
+
+    receipt: Receipt
+    weights: Weights
+    update_norm: float
+
+
+class StudyStrategy(Strategy):
+    """Federated averaging of mechanism outputs, with everything checked on arrival.
+
+    Args:
+        study: The study to run.
+        private: Names of the weights that sites train.
+        postprocess: What happens to an accepted round; owns the server's state.
+    """
+
+    def __init__(self, study: Study, private: tuple[str, ...], postprocess: Postprocess) -> None:
+        """Start from the state that `postprocess` holds, which may be a resumed one."""
+        self.study = study
+        self.private = private
+        self.postprocess = postprocess
+        self._request: Request | None = None
+        self._started_s = 0.0
+        self._names: dict[int, str] = {}
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: object = None,
+    ) -> Result:
+        """Run the rounds that are left.
+
+        Args:
+            grid: Flower's way to the sites.
+            initial_arrays: All weights, as the last finished round left them.
+            num_rounds: Rounds of the whole study.
+            timeout: Seconds to wait for sites, and for the replies of a round.
+            train_config: Not used: what the sites are told is the request.
+            evaluate_config: Not used: nothing is measured on patients.
+            evaluate_fn: Not used.
+
+        Raises:
+            FederationError: Too few sites, or too few valid replies.
+        """
+        self.summary()
+        arrays = initial_arrays
+        result = Result(arrays=arrays)
+        config = ConfigRecord()
+        for round_number in range(self.postprocess.state.round_number + 1, num_rounds + 1):
+            self._started_s = time.monotonic()
+            self._wait_for_sites(grid, timeout)
+            messages = self.configure_train(round_number, arrays, config, grid)
+            replies = self._exchange(grid, messages, timeout)
+            aggregated, metrics = self.aggregate_train(round_number, replies)
+            if aggregated is not None:
+                result.arrays = arrays = aggregated
+            if metrics is not None:
+                result.train_metrics_clientapp[round_number] = metrics
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every connected site for the same thing."""
+        self._request = Request(
+            study=self.study.agreed_json(),
+            study_hash=self.study.study_hash,
+            round_number=server_round,
+            stage="dpsgd",
+            weights=unpack_arrays(arrays),
+        )
+        content = request_to_record(self._request)
+        return [
+            Message(
+                content,
+                node,
+                f"train.{self._request.stage}",
+                ttl=self.study.federation.timeout_s,
+                group_id=str(server_round),
+            )
+            for node in sorted(grid.get_node_ids())
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check replies, average what passed, and hand it on.
+
+        Raises:
+            FederationError: Fewer than the quorum passed.
+        """
+        accepted, left_out = self._sift(replies)
+        federation = self.study.federation
+        if len(accepted) < federation.quorum:
+            raise FederationError(
+                f"Round {server_round} has {len(accepted)} valid replies"
+                f" ({'; '.join(_said(entry) for entry in left_out) or 'nobody answered'})",
+                expected=f"a quorum of {federation.quorum}",
+                remedy="See each site's client.log for its own reason, then run again: the study "
+                "goes on from its last finished round",
+            )
+        new = average((self._share(reply.receipt), reply.weights) for reply in accepted)
+        weights = self.postprocess.finish_round(
+            server_round,
+            new,
+            sites=[_entry(reply) for reply in accepted] + left_out,
+            seconds=time.monotonic() - self._started_s,
+        )
+        # An epsilon is never averaged: each site's holds for its own patients.
+        worst = max(reply.receipt.epsilon_total for reply in accepted)
+        return pack_arrays(weights), MetricRecord({"epsilon-max": worst, "sites": len(accepted)})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing is measured on patients: a loss without a mechanism would leak."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """See `configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        federation, done = self.study.federation, self.postprocess.state.round_number
+        log.info(
+            "study %s (%s): rounds %d to %d, at least %d sites, quorum %d",
+            self.study.study_id, self.study.study_hash[:12], done + 1, federation.rounds,
+            federation.min_sites, federation.quorum,
+        )  # fmt: skip
+
+    def _wait_for_sites(self, grid: Grid, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        wanted = self.study.federation.min_sites
+        while (connected := len(list(grid.get_node_ids()))) < wanted:
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    f"{connected} sites are connected after {timeout_s:.0f} s",
+                    expected=f"at least {wanted}",
+                    remedy="Start the missing sites' clients, or lower federation.min_sites",
+                )
+            time.sleep(1)
+
+    def _exchange(
+        self, grid: Grid, messages: Iterable[Message], timeout_s: float
+    ) -> list[Message]:
+        """Send, and wait until all have answered or the time is up."""
+        waiting = set(grid.push_messages(messages))
+        deadline = time.monotonic() + timeout_s
+        replies: list[Message] = []
+        while waiting and time.monotonic() < deadline:
+            arrived = list(grid.pull_messages(waiting))
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if waiting and not arrived:
+                time.sleep(_POLL_S)
+        if waiting:
+            log.warning("%d sites did not answer within %.0f s", len(waiting), timeout_s)
+        return replies
+
+    def _sift(self, replies: Iterable[Message]) -> tuple[list[Accepted], list[dict[str, object]]]:
+        """Part the replies into those that count and, with the reason, those that do not."""
+        accepted: dict[str, Accepted] = {}
+        left_out: list[dict[str, object]] = []
+        for message in replies:
+            node_id = message.metadata.src_node_id
+            node = self._names.get(node_id, f"node {node_id}")
+            try:
+                reply = self._checked(message)
+                if isinstance(reply, Refusal):
+                    left_out.append(_entry_of(node, "refused", reply.reason.value))
+                elif reply.receipt.site in accepted:
+                    raise FederationError(f"a second reply in the name of {reply.receipt.site}")
+                else:
+                    accepted[reply.receipt.site] = reply
+                    self._names[node_id] = reply.receipt.site
+            except FederationError as error:
+                left_out.append(_entry_of(node, "dropped", str(error)))
+        kept = sorted(accepted.values(), key=lambda reply: reply.receipt.site)
+        far = outliers(
+            [reply.update_norm for reply in kept], self.study.federation.max_update_norm_ratio
+        )
+        left_out += [
+            _entry_of(reply.receipt.site, "dropped", f"update norm {reply.update_norm:.3g} too long")
+            for reply, is_far in zip(kept, far, strict=True)
+            if is_far
+        ]
+        for entry in left_out:
+            log.warning("%s", _said(entry))
+        return [reply for reply, is_far in zip(kept, far, strict=True) if not is_far], left_out
+
+    def _checked(self, message: Message) -> Accepted | Refusal:
+        request = self._request
+        if request is None:
+            raise FederationError("a reply without a request")
+        if message.has_error():
+            raise FederationError(f"Flower reports error {message.error.code}")
+        reply = reply_from_record(message.content)
+        if isinstance(reply, Refusal):
+            return reply
+        require_receipt(reply, request)
+        sent = {name: request.weights[name] for name in self.private}
+        require_fit(reply.weights, sent)
+        return Accepted(reply.receipt, reply.weights, distance(reply.weights, sent))
+
+    def _share(self, receipt: Receipt) -> float:
+        return receipt.declared_patients if self.study.federation.weights == "declared" else 1.0
+
+
+def require_receipt(answer: Answer, request: Request) -> None:
+    """Hold a receipt against the request and the arrays it came with.
+
+    Raises:
+        FederationError: It speaks of something else.
+    """
+    receipt = answer.receipt
+    if (receipt.study_hash, receipt.round_number, receipt.request_id) != (
+        request.study_hash, request.round_number, request.request_id,
+    ):  # fmt: skip
+        raise FederationError("a receipt of another request")
+    if receipt.payload_digest != digest(answer.weights):
+        raise FederationError("a receipt of other arrays")
+    if not re.fullmatch(SITE_NAME, receipt.site):
+        raise FederationError("a receipt with an impossible site name")
+    if receipt.declared_patients < 1 or not receipt.epsilon_total >= 0:
+        raise FederationError("a receipt with impossible numbers")
+
+
+def _entry(reply: Accepted) -> dict[str, object]:
+    receipt = reply.receipt
+    return {
+        "site": receipt.site,
+        "state": "accepted",
+        "epsilon": receipt.epsilon_total,
+        "delta": receipt.delta,
+        "noise": receipt.noise,
+        "declared_patients": receipt.declared_patients,
+        "update_norm": reply.update_norm,
+        "receipt": receipt.to_json(),
+    }
+
+
+def _entry_of(site: str, state: str, reason: str) -> dict[str, object]:
+    return {"site": site, "state": state, "reason": reason}
+
+
+def _said(entry: dict[str, object]) -> str:
+    return f"{entry['site']} {entry['state']}: {entry['reason']}"

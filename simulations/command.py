@@ -1,0 +1,92 @@
+"""`fundusgen simulate`: a whole study on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fundusgen.run_folder import RunFolder
+from simulations.run import only_one, prepare
+from simulations.run import simulate as run_simulation
+
+
+def simulate(
+    study: Annotated[Path, typer.Argument(help="Study file, such as simulations/studies/*.yaml.")],
+    out: Annotated[Path, typer.Option(help="Run folder; one that was cut short is gone on with.")],
+    sites: Annotated[
+        Path | None,
+        typer.Option(help="Folder of site folders with real images; phantoms where absent."),
+    ] = None,
+    cpus_per_client: Annotated[
+        int, typer.Option(min=1, help="Cores for one site; as many sites train at once as fit.")
+    ] = 1,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Make the folders, then stop; for `flwr run`.")
+    ] = False,
+) -> None:
+    """Run a study on this machine, with Flower's simulation runtime and a ledger a site."""
+    console = Console(stderr=False, highlight=False)
+    with only_one(out):
+        run, _, count = prepare(study, out, sites, console.print)
+        if prepare_only:
+            console.print(f"{count} sites are ready in {run.sites}")
+            return
+        progress = _Progress(run, console)
+        run_simulation(run, count, cpus_per_client=cpus_per_client, on_tick=progress.tick)
+        progress.tick()
+    print_summary(run, console)
+
+
+def print_summary(run: RunFolder, console: Console) -> None:
+    """Show rounds, epsilons and where everything is."""
+    rounds = run.metrics()
+    table = Table("round", "sites", "loss on phantoms", "largest epsilon", "seconds")
+    epsilons: dict[str, dict[str, object]] = {}
+    for entry in rounds:
+        accepted = [site for site in entry["sites"] if site["state"] == "accepted"]
+        epsilons.update({site["site"]: site for site in accepted})
+        loss = entry["public_loss"]
+        worst = max((site["epsilon"] for site in accepted), default=0.0)
+        table.add_row(
+            str(entry["round"]), str(len(accepted)), "" if loss is None else f"{loss:.3f}",
+            f"{worst:.3f}", f"{entry['seconds']:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    spent = Table("site", "declared patients", "epsilon", "delta", "noise")
+    for name, site in sorted(epsilons.items()):
+        spent.add_row(
+            name, str(site["declared_patients"]), f"{site['epsilon']:.3f}",
+            f"{site['delta']:g}", str(site["noise"]),
+        )  # fmt: skip
+    console.print(spent)
+    console.print(f"pictures   {run.samples}", soft_wrap=True)
+    console.print(f"generator  {run.generator}", soft_wrap=True)
+    console.print(f"report     {run.report}", soft_wrap=True)
+
+
+class _Progress:
+    """Prints a line for every round as it is finished."""
+
+    def __init__(self, run: RunFolder, console: Console) -> None:
+        self.run = run
+        self.console = console
+        self.rounds = run.study().federation.rounds
+        self.shown = len(run.metrics())
+        console.print("starting Flower; the first round also prepares every site's images")
+
+    def tick(self) -> None:
+        """Print what is new."""
+        metrics = self.run.metrics()
+        for entry in metrics[self.shown :]:
+            accepted = [site for site in entry["sites"] if site["state"] == "accepted"]
+            worst = max((site["epsilon"] for site in accepted), default=0.0)
+            self.console.print(
+                f"round {entry['round']}/{self.rounds}: {len(accepted)} sites, largest epsilon "
+                f"{worst:.3f}, {entry['seconds']:.1f} s"
+            )
+            for site in entry["sites"]:
+                if site["state"] != "accepted":
+                    self.console.print(f"  {site['site']} {site['state']}: {site['reason']}")
+        self.shown = len(metrics)

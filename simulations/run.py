@@ -1,0 +1,161 @@
+"""Run a study on one machine: make the site folders, start Flower's simulation runtime, watch.
+
+A simulation is the real thing on one machine: site folders with ledgers of their own, and the
+same two apps. What was begun and not finished is gone on with.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.site import SIMULATED_SITES
+from fundusgen.errors import RunError
+from fundusgen.run_folder import RunFolder
+from fundusgen.storage import write_atomically
+from fundusgen.study import Study, dump_study, load_study
+from simulations.flower import LocalFlower
+from simulations.sites import make_sites
+
+REPOSITORY = Path(__file__).parent.parent
+# An installed wheel carries the app's pyproject.toml under this name.
+_BUNDLED_APP = Path(__file__).parent / "flower_app.toml"
+_APP_PACKAGES = ("server", "client", "fundusgen")
+
+
+def prepare(
+    study_file: Path, out: Path, sources: Path | None, say: Callable[[str], None]
+) -> tuple[RunFolder, Study, int]:
+    """Make or find the run folder with its study and its site folders.
+
+    Args:
+        study_file: The study.
+        out: The run folder, new or of an unfinished run of the same study.
+        sources: Folder of site folders with real images, if any.
+        say: Told what is being done.
+
+    Returns:
+        The run folder, the study, and the number of sites.
+
+    Raises:
+        StudyError: The study is wrong.
+        RunError: The folder holds another study or a finished run.
+    """
+    study = load_study(study_file)
+    run = RunFolder(out.resolve())
+    if run.study_file.is_file():
+        _require_unfinished(run, study)
+        say(f"going on with {out}, which stands at round {run.status()['round']}")
+    elif run.path.exists() and any(path.name != _LOCK for path in run.path.iterdir()):
+        raise RunError(
+            f"{out} is there already and holds no run",
+            expected="a new or empty folder, or one of an unfinished run",
+            remedy="Choose another --out",
+        )
+    run.path.mkdir(parents=True, exist_ok=True)
+    sites = make_sites(study, run.sites, sources, say)
+    if sites < study.federation.min_sites:
+        raise RunError(
+            f"The simulation has {sites} sites",
+            expected=f"at least federation.min_sites, {study.federation.min_sites}",
+            remedy="Add sites, or lower federation.min_sites",
+        )
+    write_atomically(run.study_file, dump_study(study))
+    return run, study, sites
+
+
+def simulate(
+    run: RunFolder, sites: int, *, cpus_per_client: int, on_tick: Callable[[], None]
+) -> None:
+    """Run a prepared study to its end on Flower's simulation runtime.
+
+    Args:
+        run: The prepared run folder.
+        sites: Number of its sites.
+        cpus_per_client: Cores that one site's training may use.
+        on_tick: Called about twice a second.
+
+    Raises:
+        RunError: The run failed; says why.
+    """
+    home = run.path / "flower"
+    with (
+        LocalFlower(
+            home,
+            log_file=run.path / "flower.log",
+            environment={SIMULATED_SITES: str(run.sites)},
+        ) as flower,
+    ):
+        result = flower.run(
+            app_folder(home),
+            run_config={"run": str(run.path), "study": ""},
+            num_supernodes=sites,
+            cpus_per_client=cpus_per_client,
+            on_tick=on_tick,
+        )
+    status = run.status()
+    if status["state"] == "failed":
+        raise RunError(f"The run failed: {status['message']}")
+    if result.status != "finished:completed" or status["state"] != "finished":
+        raise RunError(
+            f"Flower ended the run as {result.status}: {result.details}",
+            expected="finished:completed",
+            remedy=f"See {run.path / 'flower.log'}; run again to go on",
+        )
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold a run folder for one simulation at a time.
+
+    Raises:
+        RunError: Another process has it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"Another simulation is running in {out}",
+                expected="one at a time",
+                remedy="Wait for it, or choose another --out",
+            ) from error
+        yield
+
+
+def app_folder(home: Path) -> Path:
+    """The folder of the Flower app: the checkout, or a copy made from the installed packages."""
+    if not _BUNDLED_APP.is_file():
+        return REPOSITORY
+    folder = home / "fundusgen-app"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for package in _APP_PACKAGES:
+        shutil.copytree(
+            REPOSITORY / package,
+            folder / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    shutil.copy(_BUNDLED_APP, folder / "pyproject.toml")
+    (folder / "README.md").write_text("fundusgen\n")
+    return folder
+
+
+_LOCK = ".simulate.lock"
+
+
+def _require_unfinished(run: RunFolder, study: Study) -> None:
+    earlier = run.study()
+    if earlier != study:
+        raise RunError(
+            f"{run.path} holds a run of another study, or of an earlier version of this one",
+            expected="the same study",
+            remedy="Choose another --out",
+        )
+    if run.status()["state"] == "finished":
+        raise RunError(
+            f"The run in {run.path} is finished",
+            remedy=f"Look at {run.report}, or choose another --out",
+        )

@@ -1,0 +1,115 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundusgen.errors import StudyError
+from fundusgen.study import Study, dump_study, load_study, parse_study
+
+MINIMAL = """
+study_id: example
+conditions: [normal, dr1]
+privacy: {target_epsilon: 8}
+federation: {rounds: 3}
+"""
+
+
+def study(extra: str = "") -> Study:
+    return parse_study(MINIMAL + extra, source="example.yaml")
+
+
+def error_of(text: str) -> str:
+    with pytest.raises(StudyError) as caught:
+        parse_study(text, source="example.yaml")
+    return str(caught.value)
+
+
+def test_a_mistyped_key_is_an_error_that_names_the_nearest_key() -> None:
+    message = error_of(MINIMAL.replace("target_epsilon", "target_epsilom"))
+    assert "'privacy.target_epsilom'" in message
+    assert "did you mean 'target_epsilon'" in message
+
+
+def test_a_mistyped_key_deep_inside_a_list_names_the_nearest_key_there() -> None:
+    message = error_of(
+        MINIMAL + "simulation: {phantom_sites: [{name: a, patient: 3, camera: x, mix: {}}]}"
+    )
+    assert "did you mean 'patients'" in message
+
+
+def test_a_key_given_twice_is_an_error_and_not_the_last_one() -> None:
+    assert "given twice" in error_of(MINIMAL + "study_id: other\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("target_epsilon: 8", "target_epsilon: 0", "target_epsilon"),
+        ("target_epsilon: 8", "target_epsilon: .inf", "target_epsilon"),
+        ("target_epsilon: 8", "target_epsilon: .nan", "target_epsilon"),
+        ("target_epsilon: 8", "target_epsilon: 8, target_delta: 1", "target_delta"),
+        ("target_epsilon: 8", "target_epsilon: 8, unit: image", "unit"),
+        ("rounds: 3", "rounds: 0", "rounds"),
+        ("rounds: 3", "rounds: 3, quorum: 5, min_sites: 2", "quorum"),
+        ("[normal, dr1]", "[normal, dr9]", "conditions"),
+        ("[normal, dr1]", "[normal, normal]", "twice"),
+        ("[normal, dr1]", "[]", "conditions"),
+        ("study_id: example", "study_id: ../../etc", "study_id"),
+        ("study_id: example", "seed: 1", "study_id"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(old: str, new: str, word: str) -> None:
+    assert word in error_of(MINIMAL.replace(old, new))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b", "a: [", "just words", "\t", "!!python/none x"])
+def test_text_that_is_no_study_is_an_error(text: str) -> None:
+    assert "example.yaml" in error_of(text)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_study_or_a_study_error(text: str) -> None:
+    try:
+        parse_study(text, source="fuzz")
+    except StudyError as error:
+        assert str(error)
+
+
+@given(position=st.integers(0, len(MINIMAL) - 1), letter=st.characters())
+def test_a_changed_letter_gives_a_study_or_a_study_error(position: int, letter: str) -> None:
+    try:
+        parse_study(MINIMAL[:position] + letter + MINIMAL[position + 1 :], source="fuzz")
+    except StudyError as error:
+        assert str(error)
+
+
+def test_a_file_that_is_not_there_is_a_study_error(tmp_path) -> None:
+    with pytest.raises(StudyError, match="cannot be read"):
+        load_study(tmp_path / "none.yaml")
+
+
+def test_what_is_dumped_is_read_back_equal() -> None:
+    assert parse_study(dump_study(study()), source="again") == study()
+
+
+def test_what_the_sites_agree_to_is_read_back_with_the_same_hash() -> None:
+    assert parse_study(study().agreed_json(), source="again").study_hash == study().study_hash
+
+
+def test_the_hash_changes_with_privacy_and_not_with_the_simulation() -> None:
+    other = study().model_copy(
+        update={"privacy": study().privacy.model_copy(update={"target_epsilon": 9.0})}
+    )
+    assert other.study_hash != study().study_hash
+    assert study("simulation: {max_epsilon: 3}\n").study_hash == study().study_hash
+
+
+def test_the_model_may_be_given_by_its_name() -> None:
+    assert study("model: vae\n") == study()
+
+
+@pytest.mark.parametrize("name", ["demo", "real"])
+def test_the_studies_that_come_with_the_project_are_valid(name: str) -> None:
+    from pathlib import Path
+
+    folder = Path(__file__).parents[2] / "simulations" / "studies"
+    assert load_study(folder / f"{name}.yaml").study_id == name
