@@ -31,6 +31,8 @@ _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 20.0
 _PORT_TRIES = 5
 _LOG_LINES = 12
+# How Flower begins the details of a run whose app raised an error.
+_APP_RAISED = "Simulation failed with exception: "
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 # The values stay in force below this process, in every worker of Ray.
@@ -76,6 +78,7 @@ class LocalFlower:
         self.port = 0
         self._environment = dict(environment or {})
         self._superlink_log = self.home / "superlink.log"
+        self._start_of_log = 0
         self._guardian: subprocess.Popen[bytes] | None = None
         self._control: Control | None = None
 
@@ -146,8 +149,9 @@ class LocalFlower:
                 gpus_per_client=gpus_per_client,
             )
         except httpx.HTTPError as error:
-            raise self._broken(f"Flower's SuperLink did not take the run ({error})") from error
+            raise self._broken("Flower's SuperLink did not take the run") from error
         with self.log_file.open("a", encoding="utf-8") as sink:
+            start_of_log = sink.tell()
             log = control.follow_log(run_id, sink)
             while log.is_alive():
                 log.join(poll_s)
@@ -155,12 +159,7 @@ class LocalFlower:
                 on_tick()
         run = self._wait_finished(control, run_id, on_tick, poll_s)
         if run.status != COMPLETED:
-            raise RunError(
-                f"the run ended as '{run.status}': {run.details or 'no reason given'}\n"
-                f"{_last_lines(self.log_file)}",
-                expected=COMPLETED,
-                remedy=f"Read {self.log_file}, correct the cause and run again",
-            )
+            raise self._failed(run, start_of_log)
         return run
 
     def _wait_finished(
@@ -171,7 +170,7 @@ class LocalFlower:
             try:
                 run = control.state(run_id)
             except httpx.HTTPError as error:
-                raise self._broken(f"Flower's SuperLink does not answer ({error})") from error
+                raise self._broken("Flower's SuperLink does not answer") from error
             if run.finished:
                 return run
             self._check_superlink()
@@ -193,7 +192,7 @@ class LocalFlower:
         superlink = [command, "--insecure", "--simulation", "--isolation", "subprocess"]
         superlink += ["--host", "127.0.0.1", "--port", str(port)]
         with self._superlink_log.open("ab") as log:
-            start_of_log = log.tell()
+            self._start_of_log = log.tell()
             self._guardian = subprocess.Popen(
                 guardian + superlink,
                 stdin=subprocess.PIPE,
@@ -207,8 +206,8 @@ class LocalFlower:
             self.port = port
             self._control = Control(port)
             return True
-        text = self._superlink_log.read_bytes()[start_of_log:].decode(errors="replace")
         self._stop()
+        text = self._superlink_log.read_bytes()[self._start_of_log :].decode(errors="replace")
         if "address already in use" in text:
             return False
         raise self._broken("Flower's SuperLink does not start")
@@ -216,7 +215,7 @@ class LocalFlower:
     def _answers(self, port: int) -> bool:
         """Wait for the SuperLink; return whether it, and no other program, has the port."""
         deadline = time.monotonic() + _START_LIMIT_S
-        with httpx.Client(trust_env=False, timeout=5.0) as client:
+        with httpx.Client(trust_env=False, timeout=1.0) as client:
             while time.monotonic() < deadline and self._alive():
                 try:
                     if client.get(f"http://127.0.0.1:{port}/health").is_success:
@@ -248,9 +247,21 @@ class LocalFlower:
             raise RunError("Flower is not started", remedy="Use LocalFlower in a `with` statement")
         return self._control
 
+    def _failed(self, run: FlowerRun, start_of_log: int) -> RunError:
+        found = f"the run ended as '{run.status}'"
+        if run.details.startswith(_APP_RAISED):  # then its message is all there is to say
+            found += f": {run.details.removeprefix(_APP_RAISED)}"
+        else:
+            found += (
+                f" ({run.details}). The log ends:\n{_last_lines(self.log_file, start_of_log)}\n"
+            )
+        remedy = f"Read {self.log_file}, correct the cause and run again"
+        return RunError(found, expected=COMPLETED, remedy=remedy)
+
     def _broken(self, found: str) -> RunError:
+        lines = _last_lines(self._superlink_log, self._start_of_log)
         return RunError(
-            f"{found}\n{_last_lines(self._superlink_log)}",
+            f"{found}. Its log ends:\n{lines}\n",
             remedy=f"Read {self._superlink_log}, correct the cause and run again",
         )
 
@@ -279,11 +290,12 @@ def _free_port() -> int:
         return port
 
 
-def _last_lines(log: Path) -> str:
-    """The end of a log without terminal colours, indented, for an error's text."""
+def _last_lines(log: Path, start: int) -> str:
+    """The end of a log from an offset in bytes on, without terminal colours, indented."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = log.read_bytes()[start:].decode(errors="replace")
     except OSError:
         return "    (no log)"
-    shown = [_ANSI_COLOUR.sub("", line) for line in lines if "uvicorn.access" not in line]
+    lines = [_ANSI_COLOUR.sub("", line) for line in text.splitlines()]
+    shown = [line for line in lines if line.strip() and "uvicorn." not in line]
     return "\n".join(f"    {line}" for line in shown[-_LOG_LINES:])

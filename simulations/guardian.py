@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 def _become_child() -> None:
     for restored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(restored, signal.SIG_DFL)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # should somebody kill the guardian itself
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # should somebody kill the guardian itself
 
 
 def _wait(child: "subprocess.Popen[bytes]") -> None:

@@ -1,0 +1,186 @@
+"""The simulation runtime does what it was asked, tells the truth, and leaves nothing behind."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from echo_app import write_echo_app
+
+from fundusgen.errors import RunError
+from simulations import flower
+from simulations.bundle import app_files
+from simulations.flower import LocalFlower
+
+pytestmark = [
+    pytest.mark.xdist_group("flower"),
+    # Flower's bundler uses a name that its library for file patterns has renamed.
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
+]
+MARK = "FUNDUSGEN_TEST_MARK"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_echo_app(tmp_path_factory.mktemp("flower") / "echo-app")
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFlower]:
+    folder = tmp_path_factory.mktemp("runtime")
+    mark = {MARK: str(folder)}
+    with LocalFlower(folder / "home", log_file=folder / "run.log", environment=mark) as started:
+        yield started
+    assert marked(str(folder)) == []
+
+
+def marked(value: str) -> list[str]:
+    """Command lines of the living processes that have our mark in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={value}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def eventually_none(value: str, within_s: float) -> list[str]:
+    deadline = time.monotonic() + within_s
+    while (left := marked(value)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def test_a_run_completes_and_its_environment_reaches_the_clients(
+    runtime: LocalFlower, app: Path, tmp_path: Path
+) -> None:
+    result = tmp_path / "it's a result.json"
+    ticks = []
+    run = runtime.run(
+        app_files(app),
+        run_config={"result": str(result), "sites": 3},
+        num_supernodes=3,
+        on_tick=lambda: ticks.append(marked(str(runtime.home.parent))),
+    )
+    assert run.status == "finished:completed"
+    assert any("raylet" in command for tick in ticks for command in tick)
+    told = json.loads(result.read_text())
+    assert told["flwr_home"] == str(runtime.home)
+    assert [reply["round"] for reply in told["replies"]] == [1] * 3 + [2] * 3
+    assert all(reply["same"] for reply in told["replies"])
+    nodes = [json.loads(reply["node"]) for reply in told["replies"][:3]]
+    assert sorted(node["partition-id"] for node in nodes) == [0, 1, 2]
+    environment = json.loads(told["replies"][0]["environment"])
+    assert environment[MARK] == str(runtime.home.parent)
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert "Starting Flower Simulation" in runtime.log_file.read_text()
+
+
+def test_a_server_app_that_raises_is_a_run_error_with_its_message(
+    runtime: LocalFlower, app: Path
+) -> None:
+    with pytest.raises(RunError, match="no quorum in round 3") as caught:
+        runtime.run(app_files(app), run_config={"fail": "no quorum in round 3"}, num_supernodes=1)
+    assert "finished:failed" in str(caught.value)
+    assert str(runtime.log_file) in caught.value.remedy
+
+
+def test_an_unknown_key_of_the_run_configuration_is_refused_with_its_name(
+    runtime: LocalFlower, app: Path
+) -> None:
+    with pytest.raises(RunError, match="no-such-key"):
+        runtime.run(app_files(app), run_config={"no-such-key": 1}, num_supernodes=1)
+
+
+def test_an_app_that_cannot_be_bundled_is_refused(runtime: LocalFlower, tmp_path: Path) -> None:
+    app = write_echo_app(tmp_path / "echo-app")
+    text = (app / "pyproject.toml").read_text().replace('publisher = "tests"\n', "")
+    (app / "pyproject.toml").write_text(text)
+    with pytest.raises(RunError, match="publisher"):
+        runtime.run(app_files(app), run_config={}, num_supernodes=1)
+
+
+def test_a_port_that_is_taken_in_between_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken: int = other.getsockname()[1]
+        ports = iter([taken, flower._free_port()])
+        monkeypatch.setattr(flower, "_free_port", lambda: next(ports))
+        with LocalFlower(tmp_path / "home", log_file=tmp_path / "run.log") as runtime:
+            assert runtime.port != taken
+
+
+def test_a_missing_flower_is_told_with_the_place_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_arguments, **_options: None)
+    with (
+        pytest.raises(RunError, match="flower-superlink"),
+        LocalFlower(tmp_path / "home", log_file=tmp_path / "run.log"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("victim", ["/flower-superlink", "guardian.py"])
+def test_a_runtime_process_dying_during_a_run_is_a_run_error(
+    victim: str, app: Path, tmp_path: Path
+) -> None:
+    def kill() -> None:
+        for process in Path("/proc").glob("[0-9]*"):
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            # Both command lines hold the port and the SuperLink's path, at different places.
+            program = b" ".join(command[:4]).split(b" --")[0]
+            if str(runtime.port).encode() in command and program.endswith(victim.encode()):
+                os.kill(int(process.name), signal.SIGKILL)
+
+    mark = {MARK: str(tmp_path)}
+    with (
+        LocalFlower(tmp_path / "home", log_file=tmp_path / "run.log", environment=mark) as runtime,
+        pytest.raises(RunError, match="SuperLink"),
+    ):
+        runtime.run(app_files(app), run_config={}, num_supernodes=1, on_tick=kill)
+    # Without its guardian, the SuperLink still gets the kernel's signal, its helpers notice.
+    assert eventually_none(str(tmp_path), within_s=0 if "/" in victim else 10) == []
+
+
+KILLED = """\
+import sys
+from pathlib import Path
+from simulations.bundle import app_files
+from simulations.flower import LocalFlower
+app, folder = map(Path, sys.argv[1:])
+mark = {"FUNDUSGEN_TEST_MARK": str(folder)}
+with LocalFlower(folder / "home", log_file=folder / "run.log", environment=mark) as runtime:
+    config = {"rounds": 10**6, "result": str(folder / "result")}
+    runtime.run(app_files(app), run_config=config, num_supernodes=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "during"), [(signal.SIGKILL, "raylet"), (signal.SIGINT, "flwr-simulation")]
+)
+def test_no_process_is_left_when_ours_is_ended_during_a_run(
+    how: signal.Signals, during: str, app: Path, tmp_path: Path
+) -> None:
+    scratch = set(Path(flower.tempfile.gettempdir()).glob("fg-*"))
+    ours = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(app), str(tmp_path)], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 90
+    while not any(during in command for command in marked(str(tmp_path))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ours.send_signal(how)
+    ours.communicate(timeout=30)
+    assert eventually_none(str(tmp_path), within_s=10) == []
+    assert set(Path(flower.tempfile.gettempdir()).glob("fg-*")) <= scratch
