@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from scipy.ndimage import maximum_filter
 
 from fundusgen.data.outline import Outline, fit_outline
 from fundusgen.errors import ImageError
@@ -86,10 +87,7 @@ def frame_image(image_HWC: Pixels, size_px: int, field: FieldOfView | None = Non
     Raises:
         ImageError: If the image shows no field of view.
     """
-    whole = Image.fromarray(image_HWC)
-    surround = _white_surround(whole)
-    if surround is not None:
-        whole.paste((0, 0, 0), mask=surround)
+    whole = _on_black(image_HWC)
     if field is None:
         field = _find(whole)
     left, right = field.center_x - field.radius, field.center_x + field.radius
@@ -119,10 +117,7 @@ def find_field_of_view(image_HWC: Pixels) -> FieldOfView:
     Raises:
         ImageError: If the frame is black or of one colour, or what is lit is too small.
     """
-    whole = Image.fromarray(image_HWC)
-    surround = _white_surround(whole)
-    if surround is not None:
-        whole.paste((0, 0, 0), mask=surround)
+    whole = _on_black(image_HWC)
     return _find(whole)
 
 
@@ -157,11 +152,7 @@ def _refuse_blank(light_HW: Pixels) -> None:
             remedy="Remove the row, or export the image again if it should show something",
         )
     if brightest - darkest < 3:
-        raise ImageError(
-            f"a frame of one colour: all values are about {brightest:.0f} of 255",
-            expected="a photograph of a fundus",
-            remedy="Remove the row, or export the image again if it should show something",
-        )
+        raise _one_colour(f"all values are about {brightest:.0f} of 255")
 
 
 def _best_outline(light_HW: Pixels) -> tuple[Outline, NDArray[np.bool_]]:
@@ -271,19 +262,29 @@ def _share(cut: float, radius: float) -> float:
     return share if share > 0.01 else 0.0
 
 
-def _white_surround(whole: Image.Image) -> Image.Image | None:
-    """Mark the white paper around frames that were exported with it; None if there is none."""
+def _on_black(image_HWC: Pixels) -> Image.Image:
+    """Blacken the white paper around frames that were exported with it."""
+    whole = Image.fromarray(image_HWC)
     width, height = whole.size
     corners = [whole.getpixel((x, y)) for x in (0, width - 1) for y in (0, height - 1)]
     if sum(min(corner) > WHITE_LEVEL for corner in corners if isinstance(corner, tuple)) < 2:
-        return None
-    white_HW = np.asarray(whole).min(axis=2) > WHITE_LEVEL
+        return whole
+    white_HW = image_HWC.min(axis=2) > WHITE_LEVEL
+    if white_HW.mean() > 1 - MIN_FIELD_SHARE:
+        raise _one_colour("white")
     # Grow by the width of the soft edge, which would else look like a thin lit line.
     reach = 2 + max(whole.size) // 200
-    padded = np.pad(white_HW, reach)
-    for axis in (0, 1):
-        padded = np.any([np.roll(padded, shift, axis) for shift in range(-reach, reach + 1)], 0)
-    return Image.fromarray(padded[reach:-reach, reach:-reach])
+    grown_HW = maximum_filter(white_HW, size=2 * reach + 1)
+    whole.paste((0, 0, 0), mask=Image.fromarray(grown_HW))
+    return whole
+
+
+def _one_colour(colour: str) -> ImageError:
+    return ImageError(
+        f"a frame of one colour: {colour}",
+        expected="a photograph of a fundus",
+        remedy="Remove the row, or export the image again if it should show something",
+    )
 
 
 def _masked(square_HWC: Pixels, size_px: int) -> Pixels:
