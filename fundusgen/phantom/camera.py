@@ -16,7 +16,7 @@ import numpy as np
 
 from fundusgen.errors import DataError
 from fundusgen.phantom.anatomy import Anatomy
-from fundusgen.phantom.exact import bell, cos_sin, uniform, whole
+from fundusgen.phantom.exact import bell, bells, cos_sin, exp, uniform, whole
 
 Range = tuple[float, float]
 Colour = tuple[float, float, float]
@@ -28,7 +28,8 @@ class CameraStyle:
 
     Attributes:
         colour: Mean colour of a fundus as sRGB values 0 to 255.
-        colour_spread: Relative sd of exposure, of red over green and of blue over green.
+        colour_spread: Sd of the logarithm of exposure, red over green and blue over green, all in
+            linear light.
         field_deg: Angle of the field of view.
         centre: What the operator centres on: 0 the fovea, 1 the disc.
         field_radius: Radius of the field in half sides of the picture.
@@ -37,7 +38,8 @@ class CameraStyle:
         blur_deg: Standard deviation of the optics' blur.
         vignetting: Loss of light at the rim.
         unevenness: Tilt and patches of the illumination.
-        haze: Share of stray light over the whole field.
+        haze: Share of stray light over the whole field; more towards the rim.
+        glow: How unevenly the red light of the choroid comes through.
         crescent: Brightness of stray light along one side of the rim, and its rate.
         reflex_rate: How often the lens leaves a pale spot near the middle.
         contrast: Slope of the tone curve; 1 is neutral.
@@ -53,8 +55,9 @@ class CameraStyle:
     notch: bool = False
     blur_deg: Range = (0.05, 0.12)
     vignetting: Range = (0.15, 0.4)
-    unevenness: Range = (0.15, 0.5)
+    unevenness: Range = (0.2, 0.6)
     haze: Range = (0.0, 0.08)
+    glow: Range = (0.1, 0.5)
     crescent: Range = (0.0, 0.2)
     crescent_rate: float = 0.2
     reflex_rate: float = 0.03
@@ -66,72 +69,77 @@ CAMERA_STYLES: Mapping[str, CameraStyle] = MappingProxyType(
     {
         # Orange, sharp, cut above and below, macula in the middle.
         "amber": CameraStyle(
-            colour=(172, 88, 30),
-            colour_spread=(0.30, 0.13, 0.42),
+            colour=(180, 88, 24),
+            colour_spread=(0.5, 0.2, 0.6),
             field_deg=(48.0, 51.0),
             centre=(0.0, 0.25),
             cut=(0.82, 0.86),
             notch=True,
-            vignetting=(0.25, 0.5),
+            vignetting=(0.3, 0.65),
         ),
         # Darker and browner, cut, with a pale greenish rim at times.
         "honey": CameraStyle(
-            colour=(154, 76, 24),
-            colour_spread=(0.30, 0.13, 0.35),
+            colour=(168, 76, 20),
+            colour_spread=(0.5, 0.28, 0.55),
             field_deg=(44.0, 48.0),
             centre=(0.0, 0.3),
             cut=(0.84, 0.9),
-            vignetting=(0.3, 0.55),
+            vignetting=(0.4, 0.8),
             crescent=(0.05, 0.3),
             crescent_rate=0.3,
-            reflex_rate=0.12,
+            reflex_rate=0.08,
         ),
         # Greyish, soft, often uneven, full circle.
         "dusk": CameraStyle(
-            colour=(150, 98, 62),
-            colour_spread=(0.34, 0.18, 0.40),
+            colour=(158, 95, 48),
+            colour_spread=(0.55, 0.36, 0.6),
             field_deg=(43.0, 50.0),
             centre=(0.05, 0.45),
             field_radius=(0.97, 1.0),
-            blur_deg=(0.08, 0.22),
-            unevenness=(0.3, 1.1),
-            haze=(0.05, 0.3),
+            blur_deg=(0.08, 0.2),
+            vignetting=(0.2, 0.7),
+            unevenness=(0.4, 1.2),
+            haze=(0.0, 0.22),
+            glow=(0.2, 0.8),
             crescent=(0.1, 0.75),
-            crescent_rate=0.5,
-            reflex_rate=0.25,
+            crescent_rate=0.45,
+            reflex_rate=0.15,
         ),
-        # Bright salmon, sharp, full circle with a tab.
+        # Bright salmon, sharp, full circle with a tab, greyer towards the rim.
         "salmon": CameraStyle(
-            colour=(206, 102, 60),
-            colour_spread=(0.14, 0.13, 0.16),
+            colour=(232, 106, 60),
+            colour_spread=(0.22, 0.22, 0.2),
             centre=(0.05, 0.3),
             field_radius=(0.93, 0.97),
             notch=True,
-            haze=(0.02, 0.1),
+            vignetting=(0.3, 0.6),
+            haze=(0.03, 0.16),
+            glow=(0.3, 0.85),
             crescent=(0.05, 0.3),
             crescent_rate=0.55,
         ),
         # Deep red, narrow field on the disc.
         "ember": CameraStyle(
-            colour=(186, 72, 13),
-            colour_spread=(0.20, 0.18, 0.30),
+            colour=(220, 77, 11),
+            colour_spread=(0.3, 0.2, 0.4),
             field_deg=(29.0, 32.0),
             centre=(0.85, 1.1),
             field_radius=(0.94, 0.98),
-            vignetting=(0.45, 0.8),
-            unevenness=(0.25, 0.6),
-            contrast=(1.1, 1.3),
+            vignetting=(0.5, 0.9),
+            unevenness=(0.3, 0.8),
+            glow=(0.3, 0.9),
+            contrast=(1.05, 1.2),
         ),
         # Pale rose, hazy, cut, a little wide.
         "rose": CameraStyle(
-            colour=(176, 104, 84),
-            colour_spread=(0.18, 0.12, 0.16),
+            colour=(190, 108, 80),
+            colour_spread=(0.3, 0.2, 0.3),
             field_deg=(45.0, 55.0),
             centre=(0.1, 0.6),
             cut=(0.88, 0.96),
-            haze=(0.08, 0.22),
-            contrast=(0.9, 1.05),
-            reflex_rate=0.1,
+            haze=(0.05, 0.2),
+            contrast=(0.95, 1.1),
+            reflex_rate=0.08,
         ),
     }
 )
@@ -168,6 +176,7 @@ class Camera:
         vignetting: Loss of light at the rim.
         patchiness: Depth of the illumination's clouds.
         haze: Share of stray light.
+        glow: Unevenness of the choroid's red light.
         crescent: Strength of stray light along the rim, and its direction.
         reflex: Strength and place of the lens' pale spot.
         contrast: Slope of the tone curve.
@@ -187,6 +196,7 @@ class Camera:
     vignetting: float
     patchiness: float
     haze: float
+    glow: float
     crescent: tuple[float, float, float]
     reflex: tuple[float, float, float]
     contrast: float
@@ -220,7 +230,9 @@ def draw_exposure(rng: np.random.Generator, style: str) -> Exposure:
         DataError: There is no such style.
     """
     ranges = camera_style(style)
-    light, red, blue = (max(bell(rng, 1.0, sd), 0.25) for sd in ranges.colour_spread)
+    light, red, blue = (float(exp(bells(rng, 0.0, sd, 1))[0]) for sd in ranges.colour_spread)
+    # A fundus may be far redder than the mean, but hardly greener.
+    red = max(red, 0.72)
     mean = [value / 255 for value in ranges.colour]
     return Exposure(
         style=style,
@@ -268,10 +280,11 @@ def draw_camera(rng: np.random.Generator, exposure: Exposure, anatomy: Anatomy) 
         notch=ranges.notch,
         blur_deg=exposure.blur_deg * uniform(rng, 0.85, 1.4),
         colour=(red * light, green * light, blue * light),
-        tilt=(bell(rng, 0.0, 0.5) * unevenness, bell(rng, 0.0, 0.5) * unevenness),
+        tilt=(bell(rng, 0.0, 0.9) * unevenness, bell(rng, 0.0, 0.9) * unevenness),
         vignetting=uniform(rng, *ranges.vignetting),
         patchiness=unevenness * uniform(rng, 0.2, 1.0),
         haze=uniform(rng, *ranges.haze),
+        glow=uniform(rng, *ranges.glow),
         crescent=(stray if has_stray else 0.0, cosine, sine),
         reflex=(
             uniform(rng, 0.15, 0.6) if has_reflex else 0.0,

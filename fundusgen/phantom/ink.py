@@ -1,49 +1,23 @@
-"""Rasterising: from curves and spots in degrees to how much of each pixel they cover.
+"""Rasterising vessels: from curves in degrees to how much blood each pixel shows.
 
 Fourth step of the simulator. A vessel is narrower than a pixel at 64 px, so it is not drawn as a
 line but poured: sample points along and across it each leave their area in the four pixels around
 them. Coverage is then right at every size without supersampling, and the additions happen in a
 fixed order (bincount), so the sum is the same everywhere.
 
-S side of the picture in pixels, V vessels, K points along each, N spots.
+S side of the picture in pixels, V vessels, K points along each.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from fundusgen.phantom.exact import Floats, clip01
-from fundusgen.phantom.lesions import Spots
 from fundusgen.phantom.vessels import VesselLevel
+from fundusgen.phantom.view import View
 
 # Distance between sample points, in pixels.
 _STEP_PX = 0.9
 # Radius at which a vessel has about 3/4 of the density of a wide one, by eye.
 _HALF_DENSITY_DEG = 0.10
-
-
-@dataclass(frozen=True)
-class View:
-    """Where the retina lies in the picture.
-
-    Attributes:
-        size_px: Side of the picture.
-        px_per_deg: Scale.
-        mirror: 1 where nasal is to the right (right eyes), -1 for left eyes.
-        centre_deg: Point of the retina in the middle of the picture.
-    """
-
-    size_px: int
-    px_per_deg: float
-    mirror: float
-    centre_deg: tuple[float, float]
-
-    def to_px(self, points_deg: Floats) -> tuple[Floats, Floats]:
-        """Return x and y in pixels, 0 at the outer edge of the first pixel."""
-        middle = self.size_px / 2
-        x = (points_deg[..., 0] - self.centre_deg[0]) * (self.px_per_deg * self.mirror) + middle
-        y = (points_deg[..., 1] - self.centre_deg[1]) * self.px_per_deg + middle
-        return x, y
 
 
 def pour_vessels(level: VesselLevel, view: View, radius_scale_VK: Floats) -> tuple[Floats, Floats]:
@@ -89,51 +63,6 @@ def pour_vessels(level: VesselLevel, view: View, radius_scale_VK: Floats) -> tup
     arteries = _pour(x[artery_V], y[artery_V], weight[artery_V] * reflex, view.size_px)
     veins = _pour(x[~artery_V], y[~artery_V], weight[~artery_V], view.size_px)
     return arteries, veins
-
-
-def stamp_spots(
-    spots: Spots, view: View, softness: float, roughness_SS: Floats, flat_top: bool = False
-) -> Floats:
-    """Return how much spots cover each pixel.
-
-    Args:
-        spots: Lesions of one kind.
-        view: Where they lie in the picture.
-        softness: Width of the edge as a share of the radius, 0 to 1.
-        roughness_SS: Field that moves the edge in and out, as a share of the radius.
-        flat_top: Cut the upper third, as blood that has settled.
-
-    Returns:
-        (S, S) float32, 0 to 1.
-    """
-    size = view.size_px
-    x_N, y_N = view.to_px(spots.centre_N2)
-    radius_N2 = spots.radius_N2 * view.px_per_deg
-    direction_N2 = spots.direction_N2 * np.array([view.mirror, 1.0])
-    canvas = np.zeros((size, size), dtype=np.float32)
-    half_N = np.minimum(np.maximum(radius_N2[:, 0], radius_N2[:, 1]) * 1.5 + 2.0, size)
-    for i in range(len(x_N)):
-        left, right = max(int(x_N[i] - half_N[i]), 0), min(int(x_N[i] + half_N[i]) + 1, size)
-        top, bottom = max(int(y_N[i] - half_N[i]), 0), min(int(y_N[i] + half_N[i]) + 1, size)
-        if left >= right or top >= bottom:
-            continue
-        # Finer than a pixel: drawn a pixel wide and as much fainter.
-        first, second = max(radius_N2[i, 0], 0.6), max(radius_N2[i, 1], 0.6)
-        faint = float(radius_N2[i, 0] * radius_N2[i, 1] / (first * second))
-        dx = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x_N[i]))[None, :]
-        dy = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y_N[i]))[:, None]
-        cosine, sine = float(direction_N2[i, 0]), float(direction_N2[i, 1])
-        u = (dx * cosine + dy * sine) * (1 / float(first))
-        v = (dy * cosine - dx * sine) * (1 / float(second))
-        inside = 1 - np.sqrt(u * u + v * v) + roughness_SS[top:bottom, left:right]
-        smaller = float(min(first, second))
-        edge = 1 / max(softness, 1 / smaller)
-        cover = clip01(inside * edge + 0.5)
-        if flat_top:
-            cover = cover * clip01(dy + (0.35 * smaller + 0.5))
-        window = canvas[top:bottom, left:right]
-        np.maximum(window, cover * (faint * float(spots.strength_N[i])), out=window)
-    return canvas
 
 
 def _pour(x: Floats, y: Floats, weight: Floats, size: int) -> Floats:

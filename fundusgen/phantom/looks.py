@@ -27,7 +27,7 @@ class Look:
 # Pale lesions lie under the blood, so they come first; the order is the order of painting.
 LOOKS: Mapping[str, Look] = MappingProxyType(
     {
-        "peripapillary": Look(colour=(1.5, 2.9, 3.2), softness=0.25, roughness=0.18),
+        "peripapillary": Look(colour=(1.5, 2.9, 3.2), softness=0.3, roughness=0.1),
         "atrophy": Look(colour=(1.45, 2.6, 3.0), softness=0.15, roughness=0.35),
         "laser_scar": Look(colour=(1.3, 2.0, 1.9), softness=0.5, roughness=0.2),
         "drusen": Look(colour=(1.25, 1.75, 1.5), softness=0.7, roughness=0.2),
@@ -36,6 +36,6 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "exudate": Look(colour=(1.6, 3.2, 1.9), softness=0.35, roughness=0.2),
         "microaneurysm": Look(density=(0.45, 1.1, 0.7), softness=0.6, roughness=0.0),
         "haemorrhage": Look(density=(0.75, 1.4, 1.0), softness=0.45, roughness=0.4),
-        "preretinal": Look(density=(0.9, 1.8, 1.3), softness=0.15, roughness=0.15, flat_top=True),
+        "preretinal": Look(density=(0.9, 1.8, 1.3), softness=0.2, roughness=0.08, flat_top=True),
     }
 )

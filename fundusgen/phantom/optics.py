@@ -15,6 +15,8 @@ from fundusgen.phantom.lesions import Lesions
 _STRAY_COLOUR = (0.72, 0.74, 0.34)
 _HAZE_COLOUR = (0.42, 0.36, 0.25)
 _REFLEX_COLOUR = (0.55, 0.60, 0.68)
+# The choroid's light is red; the retina in front of it sends back green and blue on its own.
+_GLOW = (0.55, 0.12, 0.0)
 _BLACK = 3.0 / 255
 
 
@@ -35,6 +37,7 @@ def photograph(light_CSS: Floats, camera: Camera, lesions: Lesions) -> NDArray[n
     x, y = pixels[None, :], pixels[:, None]
     px_per_deg = size * camera.field_radius / camera.field_deg
     light = light_CSS * _illumination(rng, camera, x, y)
+    light *= 1 + _per_colour(_clouds(rng, x, 0.2) - 0.45 * (x * x + y * y), camera.glow)
     light = blur(light, camera.blur_deg * px_per_deg)
     if lesions.blur_deg:
         light = blur(light, lesions.blur_deg * px_per_deg)
@@ -79,20 +82,27 @@ def blur(planes_CSS: Floats, sigma_px: float) -> Floats:
 
 def _illumination(rng: np.random.Generator, camera: Camera, x: Floats, y: Floats) -> Floats:
     square = x * x + y * y
-    even = 1 - camera.vignetting * square * (0.35 + 0.65 * square)
-    tilt = 1 + camera.tilt[0] * x + camera.tilt[1] * y
-    clouds = _clouds(rng, x) * camera.patchiness
+    even = 1 - camera.vignetting * square * (0.5 + 0.5 * square)
+    slope = camera.tilt[0] * x + camera.tilt[1] * y
+    # Bounded: an eye that moved leaves one side dim, not black.
+    tilt = 1 + 0.85 * slope / (1 + np.abs(slope))
+    clouds = _clouds(rng, x, 0.5) * camera.patchiness
     return np.asarray(np.maximum(even * tilt * (1 + clouds), 0.04).astype(np.float32))
 
 
-def _clouds(rng: np.random.Generator, x: Floats) -> Floats:
-    """Three broad soft patches, darker more often than brighter."""
+def _per_colour(clouds_SS: Floats, glow: float) -> Floats:
+    weights = np.array(_GLOW, dtype=np.float32) * glow
+    return np.asarray(np.maximum(clouds_SS, -0.9)[None] * weights[:, None, None])
+
+
+def _clouds(rng: np.random.Generator, x: Floats, brighter: float) -> Floats:
+    """Three broad soft patches, from -1.1 to `brighter` deep."""
     depth = np.zeros((x.shape[1], x.shape[1]), dtype=np.float32)
     row = x.reshape(-1)
     for _ in range(3):
         centre = rng.random(2) * 2 - 1
         width = 0.5 + 0.7 * float(rng.random())
-        strength = float(rng.random()) * 1.6 - 1.1
+        strength = float(rng.random()) * (1.1 + brighter) - 1.1
         dx = (row - float(centre[0])) * (1 / width)
         dy = (row - float(centre[1])) * (1 / width)
         depth += hat(dx * dx)[None, :] * (hat(dy * dy) * strength)[:, None]
@@ -103,7 +113,9 @@ def _add_stray_light(
     light: Floats, camera: Camera, lesions: Lesions, x: Floats, y: Floats, yellow: float
 ) -> None:
     haze = 1 - (1 - camera.haze) * (1 - lesions.haze)
-    radius = np.sqrt(x * x + y * y)
+    square = x * x + y * y
+    radius = np.sqrt(square)
+    veil_share = haze * (0.5 + 0.5 * np.minimum(square, 1.2))
     strength, cosine, sine = camera.crescent
     facing = clip01((x * cosine + y * sine) * 0.9 + 0.25)
     rim = clip01((radius - 0.55) * 2.2)
@@ -116,7 +128,7 @@ def _add_stray_light(
         veil = _HAZE_COLOUR[channel] * (1 - 0.5 * yellow * channel / 2)
         veil = 0.5 * veil + 0.6 * camera.colour[channel]
         plane = light[channel]
-        plane += (veil - plane) * haze
+        plane += (veil - plane) * veil_share
         plane += (_STRAY_COLOUR[channel] - plane) * crescent
         if spot_strength:
             plane += (_REFLEX_COLOUR[channel] - plane) * spot

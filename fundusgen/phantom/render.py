@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from fundusgen.errors import DataError
 from fundusgen.phantom.anatomy import Anatomy
 from fundusgen.phantom.camera import Camera
-from fundusgen.phantom.ink import View
 from fundusgen.phantom.lesions import Lesions
 from fundusgen.phantom.optics import photograph
 from fundusgen.phantom.retina import draw_retina
+from fundusgen.phantom.view import View
 
 _SIZES_PX = (16, 2048)
 

@@ -13,22 +13,24 @@ import numpy as np
 
 from fundusgen.phantom.anatomy import Anatomy
 from fundusgen.phantom.exact import Floats, clip01, exp, falloff, hat
-from fundusgen.phantom.ink import View, pour_vessels, stamp_spots
+from fundusgen.phantom.ink import pour_vessels
 from fundusgen.phantom.lesions import Lesions
 from fundusgen.phantom.looks import LOOKS
+from fundusgen.phantom.stamps import stamp_spots
 from fundusgen.phantom.texture import diamond_angle, mottling, polar_ridges
 from fundusgen.phantom.vessels import VesselLevel
+from fundusgen.phantom.view import View
 
 # Optical density per unit of red, green, blue. Blood and melanin take green and blue first;
 # the macular pigment is yellow, it takes blue (Delori and Pflibsen, Appl Opt 28:1061, 1989).
 _MELANIN = (0.62, 0.80, 0.85)
 _MACULA = (0.55, 0.95, 0.85)
-_ARTERY = (0.22, 0.75, 0.50)
-_VEIN = (0.60, 1.15, 0.75)
+_ARTERY = (0.13, 0.62, 0.42)
+_VEIN = (0.42, 1.05, 0.70)
 _CHOROID = (-0.22, -0.34, -0.22)
 # Reflectance of rim and cup relative to the fundus.
-_RIM = (2.1, 3.9, 4.2)
-_CUP = (2.7, 7.5, 11.0)
+_RIM = (1.8, 3.0, 2.8)
+_CUP = (2.8, 7.5, 10.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,9 @@ def draw_retina(anatomy: Anatomy, lesions: Lesions, view: View) -> Retina:
     y_S = (pixels + view.centre_deg[1]).astype(np.float32)
     x, y = x_S[None, :], y_S[:, None]
 
-    rough = mottling(rng, 0.55, x_S, y_S)
-    light = exp(-_background_density(rng, anatomy, lesions, x, y, x_S, y_S, rough))
+    fine = mottling(rng, 0.6, x_S, y_S)
+    rough = 0.45 * fine + 0.8 * mottling(rng, 1.7, x_S, y_S)
+    light = exp(-_background_density(rng, anatomy, lesions, x, y, x_S, y_S, fine))
     _add_sheen(light, rng, anatomy, x, y)
     covers = {
         kind: stamp_spots(
@@ -96,11 +99,11 @@ def _background_density(
     y: Floats,
     x_S: Floats,
     y_S: Floats,
-    rough: Floats,
+    fine: Floats,
 ) -> Floats:
     traits = anatomy.traits
-    blotches = mottling(rng, 7.0, x_S, y_S) * 0.16 + mottling(rng, 2.2, x_S, y_S) * 0.08
-    melanin = (blotches + rough * 0.035) * anatomy.mottling
+    blotches = mottling(rng, 7.0, x_S, y_S) * 0.16 + mottling(rng, 2.2, x_S, y_S) * 0.11
+    melanin = (blotches + fine * 0.07) * anatomy.mottling
     square = x * x + y * y
     # The pigment epithelium is taller and darker all over the macula.
     melanin = melanin + (0.12 + 0.16 * traits.pigment) * falloff(square * (1 / 64))
@@ -154,13 +157,14 @@ def _add_disc(
         value * (0.86 + 0.2 * temporal) * (1 + 0.35 * pallor * (value - 1.6) * 0.5)
         for value in _RIM
     ]
-    inside = clip01((1.0 - radius) * 5 + 0.5)
+    # The nasal edge is veiled by nerve fibres, the temporal one is sharp.
+    inside = clip01((1.0 - radius) * (2.6 + 2.6 * temporal) + 0.5)
     for channel, value in enumerate(rim):
         light[channel] += (value - light[channel]) * inside
     ratio = disc.cup_ratio if lesions.cup_ratio is None else lesions.cup_ratio
     cup_x = dx - disc.cup_shift_deg / disc.radius_x_deg * (1 - ratio)
     cup = np.sqrt(cup_x * cup_x + dy * dy) * (1 / ratio) + rough * 0.04
-    _cover(light, clip01((1.0 - cup) * 2.2 + 0.5) * 0.85, _CUP)
+    _cover(light, clip01((1.0 - cup) * 1.5 + 0.5) * 0.9, _CUP)
 
 
 def _vessel_density(anatomy: Anatomy, lesions: Lesions, view: View) -> Floats:
