@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import PIL
 
-from fundusgen.data.atomic import TEMPORARY_PREFIX
 from fundusgen.data.cachefile import CacheContent, read_cache, write_cache
 from fundusgen.data.digests import digest_of, digests_of
 from fundusgen.data.framing import FRAMING_VERSION, Pixels
@@ -38,6 +37,8 @@ Progress = Callable[[int, int], None]
 
 UNUSED_S = 30 * 24 * 3600
 UNFINISHED_S = 24 * 3600
+# What a process that was killed leaves of a file that it was writing.
+UNFINISHED = ".*.tmp"
 CHUNK_IMAGES = 16
 
 
@@ -124,7 +125,7 @@ def clear_cache(cache_dir: Path) -> int:
     Returns:
         Number of files removed.
     """
-    names = ("framed-*", "digests.json", "problems.json", f"{TEMPORARY_PREFIX}*")
+    names = ("framed-*", "digests.json", "problems.json", UNFINISHED)
     files = [path for name in names for path in cache_dir.glob(name)]
     for path in files:
         path.unlink(missing_ok=True)
@@ -233,7 +234,7 @@ def _problem(entry: Sequence[Any], rows: Sequence[ImageRow]) -> RowProblem:
 
 def _remove_old(cache_dir: Path) -> None:
     now = time.time()
-    for pattern, age_s in (("framed-*", UNUSED_S), (f"{TEMPORARY_PREFIX}*", UNFINISHED_S)):
+    for pattern, age_s in (("framed-*", UNUSED_S), (UNFINISHED, UNFINISHED_S)):
         for path in cache_dir.glob(pattern):
             try:
                 if path.stat().st_mtime < now - age_s:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fundusgen.data.atomic import replace_file
+from fundusgen.storage import replacing
 
 MAGIC = b"FUNDUSC1"
 HEADER = struct.Struct("<8sQQ32s")
@@ -50,7 +50,7 @@ def write_cache(
         size_px: Side of each.
         trailer: Goes after the pixels as JSON; may still be filled while `images` is consumed.
     """
-    with replace_file(path) as stream:
+    with replacing(path, mode=0o600) as temporary, temporary.open("wb") as stream:
         stream.write(bytes(PIXELS_OFFSET))
         digest = hashlib.sha256()
         count = 0

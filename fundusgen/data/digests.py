@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fundusgen.data.atomic import replace_file
 from fundusgen.data.intake import read_image_file
 from fundusgen.errors import ImageError
+from fundusgen.storage import write_atomically
 
 INDEX_NAME = "digests.json"
 # A file changed twice within the clock's step may look the same; younger files are read again.
@@ -58,8 +58,7 @@ def digests_of(paths: Sequence[Path], cache_dir: Path) -> list[str]:
         if state is not None and state == _state(path) and _settled(state):
             entries[str(path)] = [state, digest]
     if entries != known:
-        with replace_file(index) as stream:
-            stream.write(json.dumps(entries).encode())
+        write_atomically(index, json.dumps(entries), mode=0o600)
     return digests
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fundusgen.data.atomic import replace_file
 from fundusgen.data.cells import (
     DIAGNOSES,
     EYES,
@@ -29,6 +28,7 @@ from fundusgen.data.cells import (
 from fundusgen.data.header import KNOWN_COLUMNS, read_header
 from fundusgen.data.problems import RowProblem, refuse
 from fundusgen.errors import ManifestError
+from fundusgen.storage import replacing
 
 __all__ = [
     "KNOWN_COLUMNS",
@@ -155,8 +155,7 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, str | int | None]]) -
     Raises:
         ManifestError: If a row has a column that is not known.
     """
-    with replace_file(path, mode=0o644) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
         writer = csv.DictWriter(text, KNOWN_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for row in rows:
@@ -168,8 +167,6 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, str | int | None]]) -
                     remedy="Remove the column",
                 )
             writer.writerow({name: row.get(name) for name in KNOWN_COLUMNS})
-        text.flush()
-        text.detach()
 
 
 class _Unusable(Exception):

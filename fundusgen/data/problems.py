@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fundusgen.data.atomic import replace_file
 from fundusgen.errors import ManifestError
+from fundusgen.storage import write_atomically
 
 SHOWN_PROBLEMS = 5
 
@@ -69,6 +69,4 @@ def write_problems(path: Path, problems: Sequence[RowProblem]) -> None:
         problems: In the order in which they are to be listed.
     """
     content = {"left_out": len(problems), "problems": [asdict(problem) for problem in problems]}
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    with replace_file(path) as stream:
-        stream.write(text.encode())
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False), mode=0o600)

@@ -221,7 +221,7 @@ def test_unused_files_go_after_a_month_and_all_when_asked(tmp_path: Path) -> Non
     rows = rows_of(tmp_path / "site")
     framed_images(rows, 32, folder)
     old = cache_file(folder)
-    abandoned = folder / ".unfinished-x"
+    abandoned = folder / ".framed-64px.bin.0a1b2c.tmp"
     abandoned.write_bytes(b"")
     for path in (old, abandoned):
         os.utime(path, (0, 0))
