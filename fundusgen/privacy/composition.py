@@ -12,7 +12,6 @@ Opacus is imported in the functions that compute: it brings torch, and a ledger 
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -30,8 +29,8 @@ MAX_LOSS = 500.0
 MIN_SERIES_NOISE = 0.1
 # Opacus bounds what rounding does to the tail; below this delta the bound eats the delta.
 MIN_PRV_DELTA = 1e-10
-# Opacus' orders, and larger ones for a small epsilon.
-_LARGE_ORDERS = (72, 80, 96, 128, 192, 256, 384, 512)
+# Opacus' whole orders, and larger ones for a small epsilon.
+_WHOLE_ORDERS = (*map(float, range(2, 64)), 72.0, 80.0, 96.0, 128.0, 192.0, 256.0, 384.0, 512.0)
 
 
 class Composition(NamedTuple):
@@ -122,11 +121,12 @@ def rdp_epsilon(composition: Composition, delta: float) -> float:
     2020, Theorem 21.
     Edge cases: infinite where every order overflows.
     """
-    orders = _orders()
-    divergence = composition.gaussian_mu**2 / 2 * orders
-    for noise_multiplier, sample_rate, steps in composition.subsampled:
-        divergence = divergence + steps * _rdp_curve(noise_multiplier, sample_rate)
-    return _from_rdp(divergence, delta)
+    whole = _epsilons_at(composition, _WHOLE_ORDERS, delta)
+    best = _WHOLE_ORDERS[int(np.argmin(whole))]
+    # Between whole orders Opacus sums long series: only the neighbours of the best are worth it.
+    between = tuple(best + tenths / 10 for tenths in range(-9, 10) if tenths and best <= 11)
+    finest = _epsilons_at(composition, between, delta) if between else whole
+    return max(0.0, float(min(whole.min(), finest.min())))
 
 
 def prv_epsilon(composition: Composition, delta: float, eps_error: float) -> float | None:
@@ -287,50 +287,44 @@ def _loss_bound(composition: Composition, delta_error: float) -> float:
     return loss + 3
 
 
-@lru_cache(maxsize=4096)
-def _rdp_curve(noise_multiplier: float, sample_rate: float) -> NDArray[np.float64]:
-    from opacus.accountants.analysis.rdp import compute_rdp
-
-    orders = _orders()
-    if noise_multiplier < MIN_SERIES_NOISE:
-        return orders / (2 * noise_multiplier**2)
-    curve: NDArray[np.float64] = np.array(
+def _epsilons_at(
+    composition: Composition, orders: tuple[float, ...], delta: float
+) -> NDArray[np.float64]:
+    divergence = np.array(
         [
-            _or_infinite(compute_rdp, noise_multiplier, sample_rate, order)
-            for order in orders.tolist()
+            math.fsum(
+                [
+                    composition.gaussian_mu**2 / 2 * order,
+                    *(steps * _rdp(noise, rate, order) for noise, rate, steps in composition[0]),
+                ]
+            )
+            for order in orders
         ]
     )
-    # A Renyi divergence never falls with its order: where it does, digits were lost.
-    curve = np.maximum.accumulate(np.where(np.isfinite(curve), curve, np.inf))
-    curve = np.minimum(curve, orders / (2 * noise_multiplier**2))
-    curve.flags.writeable = False
-    return curve
+    # Balle et al. 2020, Theorem 21; written out, since Opacus' own warns when an end is best.
+    order = np.array(orders)
+    bound: NDArray[np.float64] = (
+        divergence + np.log1p(-1 / order) - (math.log(delta) + np.log(order)) / (order - 1)
+    )
+    return bound
 
 
-def _or_infinite(
-    compute_rdp: Any, noise_multiplier: float, sample_rate: float, order: float
-) -> float:
+@lru_cache(maxsize=2**16)
+def _rdp(noise_multiplier: float, sample_rate: float, order: float) -> float:
+    """Give the Renyi divergence of one step, never above that of a full-batch step."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    full_batch = order / (2 * noise_multiplier**2)
+    if noise_multiplier < MIN_SERIES_NOISE:
+        return full_batch
     try:
-        return float(
+        found = float(
             compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=order)
         )
     except (ArithmeticError, ValueError):
-        return math.inf
-
-
-@lru_cache(maxsize=1)
-def _orders() -> NDArray[np.float64]:
-    from opacus.accountants import RDPAccountant
-
-    return np.array([*RDPAccountant.DEFAULT_ALPHAS, *_LARGE_ORDERS], dtype=np.float64)
-
-
-def _from_rdp(divergence: Sequence[float] | NDArray[np.float64], delta: float) -> float:
-    # Balle et al. 2020, Theorem 21; written out, since Opacus' own warns when an end is best.
-    orders = _orders()
-    epsilons = (
-        np.asarray(divergence)
-        + np.log1p(-1 / orders)
-        - (math.log(delta) + np.log(orders)) / (orders - 1)
-    )
-    return max(0.0, float(np.min(epsilons)))
+        return full_batch
+    below = math.floor(order) if order > 2 and not float(order).is_integer() else 0
+    if below:
+        # A Renyi divergence never falls with its order: where it does, digits were lost.
+        found = max(found, _rdp(noise_multiplier, sample_rate, float(below)))
+    return min(found, full_batch) if found >= 0 else full_batch

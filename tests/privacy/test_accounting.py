@@ -128,7 +128,7 @@ def test_prv_and_pld_agree_and_rdp_is_above(noise_multiplier, sample_rate, steps
 
 
 def test_mixed_histories_agree_too():
-    history = [sgd(1.0, 0.05, 300), votes(8.0, 4), sgd(2.0, 0.01, 1000), votes(20.0, 2)]
+    history = [sgd(1.0, 0.05, 100), votes(8.0, 4), sgd(2.0, 0.01, 300), votes(20.0, 2)]
     ours = epsilon(history, 1e-5)
     assert abs(ours - epsilon_pld(history, 1e-5)) < 0.02
     assert epsilon(reversed(history), 1e-5) == ours
@@ -165,7 +165,7 @@ def test_epsilon_falls_with_noise_and_rises_with_rate_and_steps(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     noise_multiplier=st.floats(1e-6, 1e9),
     sample_rate=st.floats(1e-12, 1.0, exclude_min=True),
@@ -186,11 +186,11 @@ def test_a_delta_that_promises_nothing_is_refused(delta):
 
 
 def test_many_different_mechanisms_are_coarsened_upwards():
-    history = [sgd(1.5 + 0.01 * i, 0.02 + 1e-4 * i, 3) for i in range(60)]
+    history = [sgd(1.5 + 0.01 * i, 0.02 + 1e-4 * i, 3) for i in range(24)]
     assert len({(e.noise_multiplier, e.sample_rate) for e in history}) > accounting.MAX_MECHANISMS
     google = epsilon_pld(history, 1e-5)
     ours = epsilon(history, 1e-5)
-    assert google - 1e-4 < ours < 1.15 * google
+    assert google - 1e-4 < ours < 1.05 * google
     one_by_one = RDPAccountant()
     one_by_one.history = [(e.noise_multiplier, e.sample_rate, e.steps) for e in history]
     assert epsilon_rdp(history, 1e-5) >= one_by_one.get_epsilon(1e-5) - 1e-9

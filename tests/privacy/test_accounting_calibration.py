@@ -65,13 +65,6 @@ def test_calibration_agrees_with_balle_and_wang():
     assert noise_multiplier == pytest.approx(3.7306, rel=NOISE_TOLERANCE)
 
 
-def test_more_spent_needs_more_noise():
-    wanted = {"target_epsilon": 6.0, "target_delta": 1e-5, "sample_rate": 0.05, "steps": 100}
-    assert calibrate_noise_multiplier(**wanted, spent=[EARLIER]) > calibrate_noise_multiplier(
-        **wanted
-    )
-
-
 def test_a_generous_target_gives_the_least_noise_ever_proposed():
     assert (
         calibrate_noise_multiplier(target_epsilon=1e6, target_delta=1e-5, sample_rate=0.1, steps=1)
