@@ -46,9 +46,6 @@ _SETTINGS = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # Freed memory stays with the process: no page faults in every training step.
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "PYTHONUNBUFFERED": "1",
 }
 

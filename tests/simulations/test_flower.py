@@ -1,5 +1,6 @@
 """The simulation runtime does what it was asked, tells the truth, and leaves nothing behind."""
 
+import io
 import json
 import os
 import shutil
@@ -8,15 +9,16 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from echo_app import write_echo_app
+from flwr.cli.build import build_fab_from_disk, build_fab_from_files
 
 from fundusgen.errors import RunError
 from simulations import flower
-from simulations.bundle import app_files
+from simulations.bundle import app_files, own_app
 from simulations.flower import LocalFlower
 
 pytestmark = [
@@ -25,11 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]
 MARK = "FUNDUSGEN_TEST_MARK"
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_echo_app(tmp_path_factory.mktemp("flower") / "echo-app")
+ECHO_APP = Path(__file__).parents[1] / "echo-app"
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +59,12 @@ def eventually_none(value: str, within_s: float) -> list[str]:
 
 
 def test_a_run_completes_and_its_environment_reaches_the_clients(
-    runtime: LocalFlower, app: Path, tmp_path: Path
+    runtime: LocalFlower, tmp_path: Path
 ) -> None:
     result = tmp_path / "it's a result.json"
     ticks = []
     run = runtime.run(
-        app_files(app),
+        app_files(ECHO_APP),
         run_config={"result": str(result), "sites": 3},
         num_supernodes=3,
         on_tick=lambda: ticks.append(marked(str(runtime.home.parent))),
@@ -86,23 +84,25 @@ def test_a_run_completes_and_its_environment_reaches_the_clients(
 
 
 def test_a_server_app_that_raises_is_a_run_error_with_its_message(
-    runtime: LocalFlower, app: Path
+    runtime: LocalFlower,
 ) -> None:
     with pytest.raises(RunError, match="no quorum in round 3") as caught:
-        runtime.run(app_files(app), run_config={"fail": "no quorum in round 3"}, num_supernodes=1)
+        runtime.run(
+            app_files(ECHO_APP), run_config={"fail": "no quorum in round 3"}, num_supernodes=1
+        )
     assert "finished:failed" in str(caught.value)
     assert str(runtime.log_file) in caught.value.remedy
 
 
 def test_an_unknown_key_of_the_run_configuration_is_refused_with_its_name(
-    runtime: LocalFlower, app: Path
+    runtime: LocalFlower,
 ) -> None:
     with pytest.raises(RunError, match="no-such-key"):
-        runtime.run(app_files(app), run_config={"no-such-key": 1}, num_supernodes=1)
+        runtime.run(app_files(ECHO_APP), run_config={"no-such-key": 1}, num_supernodes=1)
 
 
 def test_an_app_that_cannot_be_bundled_is_refused(runtime: LocalFlower, tmp_path: Path) -> None:
-    app = write_echo_app(tmp_path / "echo-app")
+    app = shutil.copytree(ECHO_APP, tmp_path / "echo-app")
     text = (app / "pyproject.toml").read_text().replace('publisher = "tests"\n', "")
     (app / "pyproject.toml").write_text(text)
     with pytest.raises(RunError, match="publisher"):
@@ -132,9 +132,7 @@ def test_a_missing_flower_is_told_with_the_place_it_was_looked_for(
 
 
 @pytest.mark.parametrize("victim", ["/flower-superlink", "guardian.py"])
-def test_a_runtime_process_dying_during_a_run_is_a_run_error(
-    victim: str, app: Path, tmp_path: Path
-) -> None:
+def test_a_runtime_process_dying_during_a_run_is_a_run_error(victim: str, tmp_path: Path) -> None:
     def kill() -> None:
         for process in Path("/proc").glob("[0-9]*"):
             command = (process / "cmdline").read_bytes().split(b"\0")
@@ -148,7 +146,7 @@ def test_a_runtime_process_dying_during_a_run_is_a_run_error(
         LocalFlower(tmp_path / "home", log_file=tmp_path / "run.log", environment=mark) as runtime,
         pytest.raises(RunError, match="SuperLink"),
     ):
-        runtime.run(app_files(app), run_config={}, num_supernodes=1, on_tick=kill)
+        runtime.run(app_files(ECHO_APP), run_config={}, num_supernodes=1, on_tick=kill)
     # Without its guardian, the SuperLink still gets the kernel's signal, its helpers notice.
     assert eventually_none(str(tmp_path), within_s=0 if "/" in victim else 10) == []
 
@@ -156,7 +154,7 @@ def test_a_runtime_process_dying_during_a_run_is_a_run_error(
 KILLED = """\
 import sys
 from pathlib import Path
-from simulations.bundle import app_files
+from simulations.bundle import app_files, own_app
 from simulations.flower import LocalFlower
 app, folder = map(Path, sys.argv[1:])
 mark = {"FUNDUSGEN_TEST_MARK": str(folder)}
@@ -170,17 +168,36 @@ with LocalFlower(folder / "home", log_file=folder / "run.log", environment=mark)
     ("how", "during"), [(signal.SIGKILL, "raylet"), (signal.SIGINT, "flwr-simulation")]
 )
 def test_no_process_is_left_when_ours_is_ended_during_a_run(
-    how: signal.Signals, during: str, app: Path, tmp_path: Path
+    how: signal.Signals, during: str, tmp_path: Path
 ) -> None:
     scratch = set(Path(flower.tempfile.gettempdir()).glob("fg-*"))
     ours = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(app), str(tmp_path)], stderr=subprocess.PIPE
+        [sys.executable, "-c", KILLED, str(ECHO_APP), str(tmp_path)], stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 90
     while not any(during in command for command in marked(str(tmp_path))):
         assert time.monotonic() < deadline
+        assert ours.poll() is None
         time.sleep(0.1)
     ours.send_signal(how)
     ours.communicate(timeout=30)
     assert eventually_none(str(tmp_path), within_s=10) == []
     assert set(Path(flower.tempfile.gettempdir()).glob("fg-*")) <= scratch
+
+
+def test_the_bundle_is_the_one_flwr_build_makes() -> None:
+    # A site allows a study's code by this digest, whoever has built it.
+    assert build_fab_from_files(app_files(ECHO_APP))[0] == build_fab_from_disk(ECHO_APP)
+
+
+def test_our_own_bundle_holds_the_apps_and_the_library_and_nothing_else() -> None:
+    files = own_app()
+    assert {"server/app.py", "client/app.py", "fundusgen/errors.py", "pyproject.toml"} <= set(files)
+    bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_files(files)[0]))
+    tops = {name.split("/")[0] for name in bundle.namelist()}
+    assert tops <= {"server", "client", "fundusgen", "pyproject.toml", "LICENSE", ".info"}
+
+
+def test_a_folder_without_an_app_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="describes no Flower app"):
+        app_files(tmp_path)
