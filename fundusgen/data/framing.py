@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import label, maximum_filter
 
 from fundusgen.data.outline import Outline, fit_outline
 from fundusgen.errors import ImageError
@@ -269,7 +269,10 @@ def _on_black(image_HWC: Pixels) -> Image.Image:
     corners = [whole.getpixel((x, y)) for x in (0, width - 1) for y in (0, height - 1)]
     if sum(min(corner) > WHITE_LEVEL for corner in corners if isinstance(corner, tuple)) < 2:
         return whole
-    white_HW = image_HWC.min(axis=2) > WHITE_LEVEL
+    # Paper reaches the frame's border; what is overexposed inside of the field stays.
+    parts_HW, _ = label(image_HWC.min(axis=2) > WHITE_LEVEL)
+    border = (parts_HW[0], parts_HW[-1], parts_HW[:, 0], parts_HW[:, -1])
+    white_HW = (parts_HW > 0) & np.isin(parts_HW, np.concatenate(border))
     if white_HW.mean() > 1 - MIN_FIELD_SHARE:
         raise _one_colour("white")
     # Grow by the width of the soft edge, which would else look like a thin lit line.

@@ -85,9 +85,13 @@ def test_a_field_that_fills_the_frame_gives_the_largest_centred_circle() -> None
 def test_white_paper_around_a_frame_becomes_black() -> None:
     image = np.full((320, 400, 3), 255, np.uint8)
     image[32:288, 40:360] = drawn_fundus(center=(160.0, 128.0), radius=110.0)
+    image[150:170, 190:210] = 255
     field = find_field_of_view(image)
     assert field.radius == pytest.approx(110, abs=3)
-    assert frame_image(image, 64).min(axis=2).max() < 100
+    framed = frame_image(image, 64)
+    framed_disc, framed_rest = framed[28:38, 26:40], framed[:, :20]
+    assert framed_disc.min(axis=2).max() > 240
+    assert framed_rest.min(axis=2).max() < 100
 
 
 def test_a_framed_image_touches_all_sides_and_is_black_outside() -> None:
