@@ -72,12 +72,12 @@ def sheet(
     repeats: Annotated[int, typer.Option(min=1, help="Pictures of each.")] = 1,
 ) -> None:
     """Write a picture with a row for each condition and a column for each camera."""
-    picture = phantom_sheet(size_px, seed, repeats=repeats)
     if not out.parent.is_dir():
         raise DataError(
             f"there is no folder {out.parent} to write {out.name} to",
             remedy="Make it first, or choose another --out",
         )
+    picture = phantom_sheet(size_px, seed, repeats=repeats)
     Image.fromarray(picture).save(out, format="PNG")
     typer.echo(f"{out}: rows {', '.join(PHANTOM_CONDITIONS)}; columns {', '.join(CAMERA_STYLES)}")
 

@@ -61,7 +61,7 @@ class CameraStyle:
     crescent: Range = (0.0, 0.2)
     crescent_rate: float = 0.2
     reflex_rate: float = 0.03
-    contrast: Range = (0.95, 1.1)
+    contrast: Range = (1.0, 1.18)
     noise: Range = (0.003, 0.008)
 
 
@@ -69,8 +69,8 @@ CAMERA_STYLES: Mapping[str, CameraStyle] = MappingProxyType(
     {
         # Orange, sharp, cut above and below, macula in the middle.
         "amber": CameraStyle(
-            colour=(180, 88, 24),
-            colour_spread=(0.5, 0.2, 0.6),
+            colour=(182, 85, 26),
+            colour_spread=(0.5, 0.24, 0.6),
             field_deg=(48.0, 51.0),
             centre=(0.0, 0.25),
             cut=(0.82, 0.86),
@@ -138,7 +138,7 @@ CAMERA_STYLES: Mapping[str, CameraStyle] = MappingProxyType(
             centre=(0.1, 0.6),
             cut=(0.88, 0.96),
             haze=(0.05, 0.2),
-            contrast=(0.95, 1.1),
+            contrast=(0.98, 1.12),
             reflex_rate=0.08,
         ),
     }
@@ -232,7 +232,7 @@ def draw_exposure(rng: np.random.Generator, style: str) -> Exposure:
     ranges = camera_style(style)
     light, red, blue = (float(exp(bells(rng, 0.0, sd, 1))[0]) for sd in ranges.colour_spread)
     # A fundus may be far redder than the mean, but hardly greener.
-    red = max(red, 0.72)
+    red = max(red, 0.82)
     mean = [value / 255 for value in ranges.colour]
     return Exposure(
         style=style,

@@ -60,30 +60,37 @@ def pour_vessels(level: VesselLevel, view: View, radius_scale_VK: Floats) -> tup
     # Beer and Lambert: a thin vessel is not only narrower but paler, its path of light is shorter.
     thin = radius * (1.6 / view.px_per_deg)
     weight = (area * (thin / (thin + _HALF_DENSITY_DEG) * 1.25))[..., None] * depth
-    arteries = _pour(x[artery_V], y[artery_V], weight[artery_V] * reflex, view.size_px)
-    veins = _pour(x[~artery_V], y[~artery_V], weight[~artery_V], view.size_px)
-    return arteries, veins
+    weight = np.where(artery_V[:, None, None, None], weight * reflex, weight)
+    canvas = np.broadcast_to(~artery_V[:, None, None, None], weight.shape)
+    return _pour(x, y, weight, canvas, view.size_px)
 
 
-def _pour(x: Floats, y: Floats, weight: Floats, size: int) -> Floats:
-    x, y, weight = x.reshape(-1) + 0.5, y.reshape(-1) + 0.5, weight.reshape(-1)
+def _pour(x: Floats, y: Floats, weight: Floats, second: Floats, size: int) -> tuple[Floats, Floats]:
+    """Share weights among the four pixels around each point, on the first or second canvas."""
+    x, y, weight, second = (
+        x.reshape(-1) + 0.5,
+        y.reshape(-1) + 0.5,
+        weight.reshape(-1),
+        second.reshape(-1),
+    )
     # One pixel of border takes what falls outside.
     kept = (x > 0) & (x < size + 1) & (y > 0) & (y < size + 1)
-    x, y, weight = x[kept], y[kept], weight[kept]
+    x, y, weight, second = x[kept], y[kept], weight[kept], second[kept]
     column, row = x.astype(np.int64), y.astype(np.int64)
     right, below = x - column, y - row
     stride = size + 2
-    place = row * stride + column
+    place = (second * stride + row) * stride + column
     lower, upper = weight * below, weight * (1 - below)
-    canvas = np.zeros(stride * stride)
+    canvas = np.zeros(2 * stride * stride)
     for offset, part in (
         (0, upper * (1 - right)),
         (1, upper * right),
         (stride, lower * (1 - right)),
         (stride + 1, lower * right),
     ):
-        canvas += np.bincount(place + offset, part, minlength=stride * stride)
-    return canvas.reshape(stride, stride)[1:-1, 1:-1].astype(np.float32)
+        canvas += np.bincount(place + offset, part, minlength=2 * stride * stride)
+    both = canvas.reshape(2, stride, stride)[:, 1:-1, 1:-1].astype(np.float32)
+    return both[0], both[1]
 
 
 def _in_sight(x_VK: Floats, y_VK: Floats, size: int, margin: float) -> Floats:

@@ -29,7 +29,7 @@ _ARTERY = (0.13, 0.62, 0.42)
 _VEIN = (0.42, 1.05, 0.70)
 _CHOROID = (-0.22, -0.34, -0.22)
 # Reflectance of rim and cup relative to the fundus.
-_RIM = (1.8, 3.0, 2.8)
+_RIM = (1.9, 2.75, 2.5)
 _CUP = (2.8, 7.5, 10.0)
 
 

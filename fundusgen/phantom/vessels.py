@@ -143,12 +143,12 @@ def _grow(
     at_VC = span[0] + (span[1] - span[0]) * stratified
     # A few children take much of the flow, most take little.
     draw_VC = rng.random((count, children))
-    share_VC = (0.15 + 2.55 * draw_VC * draw_VC) * (1 - _TIP_SHARE) / children
+    weight_VC = 0.06 + draw_VC * draw_VC
+    share_VC = weight_VC * ((1 - _TIP_SHARE) / np.cumsum(weight_VC, axis=1)[:, -1:])
     # Murray 1926: what the child takes from the cubed radius, the parent loses.
-    taken_VC = np.minimum(np.cumsum(share_VC, axis=1), 1 - _TIP_SHARE / 2)
-    left_VC = np.concatenate([np.ones((count, 1)), 1 - taken_VC], axis=1)
-    passed_VK = (at_VC[:, None, :] < (np.arange(steps) / (steps - 1))[None, :, None]).sum(axis=2)
-    left_VK = cube_root(np.take_along_axis(left_VC, passed_VK, axis=1))
+    left_VC = np.concatenate([np.ones((count, 1)), 1 - np.cumsum(share_VC, axis=1)], axis=1)
+    passed_VKC = at_VC[:, None, :] < (np.arange(steps) / (steps - 1))[None, :, None]
+    left_VK = cube_root(np.take_along_axis(left_VC, np.count_nonzero(passed_VKC, axis=2), axis=1))
     narrowed = VesselLevel(
         parents.points_VK2, parents.radius_VK * left_VK, parents.artery_V, parents.parent_V
     )
