@@ -1,5 +1,6 @@
 """`fundusgen phantom`: write a phantom hospital, or a sheet of what phantoms look like."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,7 @@ def phantom(
             remedy="Name one: fundusgen phantom --out DIR --patients N --seed S",
         )
     mix = _parse_mix(condition) if condition else None
-    with Progress(transient=True) as bar:
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
         task = bar.add_task("patients", total=patients)
         count = write_site_folder(
             out,

@@ -214,7 +214,7 @@ def camera_style(name: str) -> CameraStyle:
         raise DataError(
             f"there is no camera style {name!r}",
             expected="one of " + ", ".join(CAMERA_STYLES),
-            remedy="choose one of these",
+            remedy="Choose one of these",
         )
     return CAMERA_STYLES[name]
 

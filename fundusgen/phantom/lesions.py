@@ -90,7 +90,7 @@ def check_conditions(conditions: object) -> None:
             raise DataError(
                 f"the condition {condition!r} cannot be drawn as a phantom",
                 expected="one of " + ", ".join(PHANTOM_CONDITIONS),
-                remedy="choose one of these, or leave the condition out of the phantoms' mix",
+                remedy="Choose one of these, or leave the condition out of the phantoms' mix",
             )
 
 

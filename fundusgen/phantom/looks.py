@@ -15,6 +15,7 @@ class Look:
         softness: Width of the edge as a share of the radius.
         roughness: How far the edge wanders, as a share of the radius.
         flat_top: Settled blood has a level surface.
+        under_disc: The disc is painted over it.
     """
 
     density: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -22,12 +23,13 @@ class Look:
     softness: float = 0.4
     roughness: float = 0.15
     flat_top: bool = False
+    under_disc: bool = False
 
 
 # Pale lesions lie under the blood, so they come first; the order is the order of painting.
 LOOKS: Mapping[str, Look] = MappingProxyType(
     {
-        "peripapillary": Look(colour=(1.5, 2.9, 3.2), softness=0.3, roughness=0.1),
+        "peripapillary": Look(colour=(1.5, 2.9, 3.2), softness=0.3, roughness=0.1, under_disc=True),
         "atrophy": Look(colour=(1.45, 2.6, 3.0), softness=0.15, roughness=0.35),
         "laser_scar": Look(colour=(1.3, 2.0, 1.9), softness=0.5, roughness=0.2),
         "drusen": Look(colour=(1.25, 1.75, 1.5), softness=0.7, roughness=0.2),

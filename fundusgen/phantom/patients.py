@@ -135,7 +135,7 @@ def check_mix(conditions_mix: Mapping[str, float]) -> None:
         raise DataError(
             f"the mix of conditions has the weights {weights}",
             expected="finite weights of 0 or more, at least one above 0",
-            remedy="give each condition its share, such as normal=2 dr2=1",
+            remedy="Give each condition its share, such as normal=2 dr2=1",
         )
 
 
@@ -188,7 +188,7 @@ def _check_seed(seed: int, number: int) -> None:
         raise DataError(
             f"a phantom was asked for with seed {seed} and number {number}",
             expected="whole numbers of 0 or more",
-            remedy="choose another seed",
+            remedy="Choose another seed",
         )
 
 

@@ -89,7 +89,7 @@ def check_size(size_px: int) -> None:
         raise DataError(
             f"a phantom of {size_px} px was asked for",
             expected=f"a size from {low} to {high} px",
-            remedy="choose a size in this range",
+            remedy="Choose a size in this range",
         )
 
 

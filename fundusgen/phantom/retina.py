@@ -75,18 +75,13 @@ def draw_retina(anatomy: Anatomy, lesions: Lesions, view: View) -> Retina:
         for kind, look in LOOKS.items()
         if kind in lesions.spots
     }
+    _cover_by_lesions(light, covers, under_disc=True)
+    _add_disc(light, anatomy, lesions, x, y, rough)
+    _cover_by_lesions(light, covers, under_disc=False)
     density = _vessel_density(anatomy, lesions, view)
     for kind, cover in covers.items():
-        look = LOOKS[kind]
-        if kind == "peripapillary":
-            _cover(light, cover, look.colour)
-    _add_disc(light, anatomy, lesions, x, y, rough)
-    for kind, cover in covers.items():
-        look = LOOKS[kind]
-        if look.colour is None:
-            density += _per_channel(cover, look.density)
-        elif kind != "peripapillary":
-            _cover(light, cover, look.colour)
+        if LOOKS[kind].colour is None:
+            density += _per_channel(cover, LOOKS[kind].density)
     light *= exp(-density)
     return Retina(light, covers)
 
@@ -141,6 +136,13 @@ def _add_sheen(
     light += _per_channel(sheen, (0.35, 0.7, 1.0))
 
 
+def _cover_by_lesions(light: Floats, covers: dict[str, Floats], *, under_disc: bool) -> None:
+    for kind, cover in covers.items():
+        look = LOOKS[kind]
+        if look.colour is not None and look.under_disc == under_disc:
+            _cover(light, cover, look.colour)
+
+
 def _add_disc(
     light: Floats, anatomy: Anatomy, lesions: Lesions, x: Floats, y: Floats, rough: Floats
 ) -> None:
@@ -171,7 +173,7 @@ def _vessel_density(anatomy: Anatomy, lesions: Lesions, view: View) -> Floats:
     arteries = np.zeros((view.size_px, view.size_px), dtype=np.float32)
     veins = np.zeros_like(arteries)
     for level in anatomy.vessels:
-        artery, vein = pour_vessels(level, view, _radius_scale(level.artery_V, level, lesions))
+        artery, vein = pour_vessels(level, view, _radius_scale(level, lesions))
         arteries += artery
         veins += vein
     if lesions.new_vessels is not None:
@@ -185,19 +187,19 @@ def _vessel_density(anatomy: Anatomy, lesions: Lesions, view: View) -> Floats:
     return density
 
 
-def _radius_scale(artery_V: Floats, level: VesselLevel, lesions: Lesions) -> Floats:
+def _radius_scale(level: VesselLevel, lesions: Lesions) -> Floats:
     radius_VK = level.radius_VK
     steps = np.arange(radius_VK.shape[1])
     beads = np.where(steps % 3 == 0, 1.0, -0.5) * lesions.venous_beading
-    return np.where(artery_V[:, None], lesions.artery_scale, 1 + beads[None, :])
+    return np.where(level.artery_V[:, None], lesions.artery_scale, 1 + beads[None, :])
 
 
 def _soft_limit(cover: Floats) -> Floats:
     return np.where(cover < 0.8, cover, 0.8 + (cover - 0.8) / (1 + 2 * np.abs(cover - 0.8)))
 
 
-def _cover(light: Floats, cover: Floats, colour: tuple[float, float, float] | None) -> None:
-    for channel, value in enumerate(colour or (1.0, 1.0, 1.0)):
+def _cover(light: Floats, cover: Floats, colour: tuple[float, float, float]) -> None:
+    for channel, value in enumerate(colour):
         light[channel] += (value - light[channel]) * cover
 
 

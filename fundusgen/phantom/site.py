@@ -162,7 +162,7 @@ def _check(folder: Path, patients: int, workers: int, both_eyes_rate: float) -> 
         raise DataError(
             f"{folder} is there already and not empty",
             expected="a new or empty folder",
-            remedy="choose another folder, or delete this one first",
+            remedy="Choose another folder, or delete this one first",
         )
     if patients < 1 or workers < 1:
         raise DataError(
