@@ -1,0 +1,192 @@
+"""What patient-level DP costs a training step.
+
+A DP step (`PatientSGD`: per-patient gradients, clipping, secure noise, optimizer) and the plain
+PyTorch step of the same network, batch and trained parameters take turns in one process, so that
+whatever else the machine does hits both alike. Reported is the median over turns of the ratio.
+
+`run` measures in a process of its own, as the allocator must be told before it starts to keep
+freed memory: without, every step pays again for the same page faults.
+
+Axes: P patients, K views, B images of a batch.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fundusgen.models.vae import VAE
+from fundusgen.privacy.clipping import PatientLoss
+from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
+from fundusgen.privacy.noise import SecureNoise, add_gaussian_noise
+from fundusgen.privacy.sampling import PoissonPatients
+
+PATIENTS, IMAGE_SIZE_PX, THREADS, TURNS = 64, 64, 2, 15
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**34)}
+
+Row = dict[str, str | float | bool | None]
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to measure.
+
+    Attributes:
+        module: The network; a patient's loss runs it by `torch.func.functional_call`.
+        loss: Mean loss of one patient, as `PatientSGD` takes it.
+        plain_loss: Mean loss of a whole batch, as ordinary training takes it.
+        batch: The batch's tensors, patients first.
+        subset: Pattern over the names of a private subset of the parameters.
+    """
+
+    module: nn.Module
+    loss: PatientLoss
+    plain_loss: Callable[[tuple[Tensor, ...]], Tensor]
+    batch: tuple[Tensor, ...]
+    subset: str
+
+
+def run() -> list[Row]:
+    """Measure in a fresh process and give the rows: name, value, unit, target, met."""
+    command = [sys.executable, "-m", "simulations.benchmarks.dp_step"]
+    environment = {**os.environ, **KEEP_MEMORY}
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    rows: list[Row] = json.loads(result.stdout)
+    return rows
+
+
+def measure() -> list[Row]:
+    """Measure in this process."""
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    subject = vae_subject(width=16)
+    every = dict(subject.module.named_parameters())
+    part = {name: every[name] for name in every if fnmatchcase(name, subject.subset)}
+    count, share = _count(every), f"{_count(part) / _count(every):.1%}"
+    all_dp, all_plain = _compare(subject, every)
+    part_dp, part_plain = _compare(subject, part)
+    noise_share, noise_ms = _noise_share(vae_subject(width=12))
+    return [
+        _row(f"DP step over plain step, all of {count}", _ratio(all_dp, all_plain), "x", 2.0),
+        _row(f"DP step over plain step, private {share}", _ratio(part_dp, part_plain), "x", 1.3),
+        _row("Secure noise in a DP step, 300,000 parameters", 100 * noise_share, "%", 15.0),
+        _row(f"DP step, all of {count}", 1e3 * statistics.median(all_dp), "ms"),
+        _row(f"Plain step, all of {count}", 1e3 * statistics.median(all_plain), "ms"),
+        _row(f"DP step, private {share}", 1e3 * statistics.median(part_dp), "ms"),
+        _row(f"Plain step, private {share}", 1e3 * statistics.median(part_plain), "ms"),
+        _row("Secure noise, 300,000 parameters", noise_ms, "ms"),
+    ]
+
+
+def vae_subject(width: int) -> Subject:
+    """Build the project's VAE at 64 px: width 16 has 0.5 million parameters, 12 has 0.3."""
+    latent, conditions = 32, 6
+    module = VAE(image_size=IMAGE_SIZE_PX, conditions=conditions, width=width, latent=latent)
+    batch = (
+        torch.rand(PATIENTS, 1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX) * 2 - 1,
+        torch.randint(0, conditions, (PATIENTS, 1)),
+        torch.randn(PATIENTS, 1, latent),
+    )
+    frozen = {name: tensor.detach() for name, tensor in module.named_parameters()}
+
+    def loss(parameters: Mapping[str, Tensor], patient: tuple[Tensor, ...]) -> Tensor:
+        losses_K: Tensor = functional_call(module, {**frozen, **parameters}, patient)
+        return losses_K.mean()
+
+    def plain_loss(batch: tuple[Tensor, ...]) -> Tensor:
+        losses_B: Tensor = module(*(tensor.flatten(0, 1) for tensor in batch))
+        return losses_B.mean()
+
+    return Subject(module, loss, plain_loss, batch, "decoder*modulation*")
+
+
+def _compare(subject: Subject, parameters: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
+    trained = {id(tensor) for tensor in parameters.values()}
+    for tensor in subject.module.parameters():
+        tensor.requires_grad_(id(tensor) in trained)
+    return _take_turns(_dp_step(subject, parameters), _plain_step(subject, parameters))
+
+
+def _dp_step(subject: Subject, parameters: Mapping[str, Tensor]) -> Step:
+    settings = DPSGDSettings(
+        noise_multiplier=1.0,
+        # Everybody in every step: the batch is the plain step's batch.
+        sample_rate=1.0,
+        max_grad_norm=1.0,
+        patients=PATIENTS,
+        physical_batch=PATIENTS,
+    )
+    noise = SecureNoise()
+    sampler = PoissonPatients(PATIENTS, settings.sample_rate, noise)
+    # Of no length at all: both steps should see the same weights in every turn.
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.0, momentum=0.9)
+    sgd = PatientSGD(parameters, optimizer, settings, noise, sampler)
+
+    def load(indices: np.ndarray) -> tuple[Tensor, ...]:
+        return tuple(tensor[torch.from_numpy(indices)] for tensor in subject.batch)
+
+    return lambda: sgd.step(subject.loss, load)
+
+
+def _plain_step(subject: Subject, parameters: Mapping[str, Tensor]) -> Step:
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.0, momentum=0.9)
+    order = torch.arange(PATIENTS)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = subject.plain_loss(tuple(tensor[order] for tensor in subject.batch))
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    return step
+
+
+def _noise_share(subject: Subject) -> tuple[float, float]:
+    parameters = dict(subject.module.named_parameters())
+    sums, noise = torch.zeros(300_000, dtype=torch.float64), SecureNoise()
+    noising, steps = _take_turns(
+        lambda: add_gaussian_noise(sums, 1.0, noise), _dp_step(subject, parameters)
+    )
+    return _ratio(noising, steps), 1e3 * statistics.median(noising)
+
+
+def _take_turns(first: Step, second: Step) -> tuple[list[float], list[float]]:
+    for _ in range(2):
+        first()
+        second()
+    times = [(_seconds(first), _seconds(second)) for _ in range(TURNS)]
+    return [a for a, _ in times], [b for _, b in times]
+
+
+def _count(parameters: Mapping[str, Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters.values())
+
+
+def _seconds(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def _row(name: str, value: float, unit: str, target: float | None = None) -> Row:
+    met = None if target is None else value <= target
+    return {"name": name, "value": round(value, 2), "unit": unit, "target": target, "met": met}
+
+
+if __name__ == "__main__":
+    json.dump(measure(), sys.stdout)
