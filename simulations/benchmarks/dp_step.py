@@ -31,7 +31,7 @@ from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
 from fundusgen.privacy.noise import SecureNoise, add_gaussian_noise
 from fundusgen.privacy.sampling import PoissonPatients
 
-PATIENTS, IMAGE_SIZE_PX, THREADS, TURNS = 64, 64, 2, 15
+PATIENTS, IMAGE_SIZE_PX, THREADS, TURNS = 64, 64, 2, 9
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**34)}
 
 Row = dict[str, str | float | bool | None]
