@@ -13,10 +13,7 @@ _PACKAGES = ("flwr", "torch", "opacus", "numpy", "pillow", "torchmetrics")
 
 # glibc gives memory back to the system after every step and faults it in again at the next; kept,
 # a DP-SGD step on two cores takes about two thirds of the time.
-KEEP_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
-}
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 
 def write_environment(path: Path) -> None:

@@ -102,7 +102,5 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _rebuild(
-    kind: type[FundusgenError], found: str, expected: str, remedy: str
-) -> FundusgenError:
+def _rebuild(kind: type[FundusgenError], found: str, expected: str, remedy: str) -> FundusgenError:
     return kind(found, expected=expected, remedy=remedy)

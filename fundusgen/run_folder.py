@@ -89,9 +89,7 @@ class RunFolder:
 
     def write_status(self, state: State, *, round_number: int = 0, message: str = "") -> None:
         """Say how far the run is."""
-        write_json(
-            self.status_file, {"state": state, "round": round_number, "message": message}
-        )
+        write_json(self.status_file, {"state": state, "round": round_number, "message": message})
 
     def status(self) -> dict[str, Any]:
         """Read what `write_status` wrote; state `prepared` where nothing was."""

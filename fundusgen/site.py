@@ -1,11 +1,11 @@
 """The site folder: what a hospital keeps, and what `site.yaml` says about it.
 
-    site.yaml     name, where the images are, the public number of patients, device
-    policy.yaml   what the site allows (fundusgen.privacy.policy)
-    ledger.db     what has been spent (fundusgen.privacy.ledger)
-    outbox/       released replies, for replay
-    cache/        framed images; patient data
-    keys/         EC P-384 node key
+site.yaml     name, where the images are, the public number of patients, device
+policy.yaml   what the site allows (fundusgen.privacy.policy)
+ledger.db     what has been spent (fundusgen.privacy.ledger)
+outbox/       released replies, for replay
+cache/        framed images; patient data
+keys/         EC P-384 node key
 """
 
 from dataclasses import dataclass

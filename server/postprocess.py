@@ -17,7 +17,8 @@ from fundusgen.federation.checkpoint import Checkpoint, latest_checkpoint, save_
 from fundusgen.federation.weights import Weights, mixed
 from fundusgen.models.factory import build_model
 from fundusgen.models.generator import Generator, save_generator
-from fundusgen.phantom.population import PHANTOM_CONDITIONS, phantom_images
+from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
+from fundusgen.phantom.population import phantom_images
 from fundusgen.report.page import write_report
 from fundusgen.report.pictures import draw_sheet, save_png
 from fundusgen.run_folder import RunFolder
@@ -111,12 +112,13 @@ class Postprocess:
             old = self.state.weights[name]
             zero = np.zeros_like(old)
             change = value - old
-            first = _BETA_1 * self.state.optimizer.get(f"first/{name}", zero) + (
-                1 - _BETA_1
-            ) * change
-            second = _BETA_2 * self.state.optimizer.get(f"second/{name}", zero) + (
-                1 - _BETA_2
-            ) * change**2
+            first = (
+                _BETA_1 * self.state.optimizer.get(f"first/{name}", zero) + (1 - _BETA_1) * change
+            )
+            second = (
+                _BETA_2 * self.state.optimizer.get(f"second/{name}", zero)
+                + (1 - _BETA_2) * change**2
+            )
             moments[f"first/{name}"] = first.astype(np.float32)
             moments[f"second/{name}"] = second.astype(np.float32)
             step = rate * first / (np.sqrt(second) + _TAU)

@@ -184,9 +184,7 @@ class StudyStrategy(Strategy):
                 )
             time.sleep(1)
 
-    def _exchange(
-        self, grid: Grid, messages: Iterable[Message], timeout_s: float
-    ) -> list[Message]:
+    def _exchange(self, grid: Grid, messages: Iterable[Message], timeout_s: float) -> list[Message]:
         """Send, and wait until all have answered or the time is up."""
         waiting = set(grid.push_messages(messages))
         deadline = time.monotonic() + timeout_s
@@ -224,7 +222,9 @@ class StudyStrategy(Strategy):
             [reply.update_norm for reply in kept], self.study.federation.max_update_norm_ratio
         )
         left_out += [
-            _entry_of(reply.receipt.site, "dropped", f"update norm {reply.update_norm:.3g} too long")
+            _entry_of(
+                reply.receipt.site, "dropped", f"update norm {reply.update_norm:.3g} too long"
+            )
             for reply, is_far in zip(kept, far, strict=True)
             if is_far
         ]

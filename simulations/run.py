@@ -5,23 +5,21 @@ same two apps. What was begun and not finished is gone on with.
 """
 
 import fcntl
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from client.site import SIMULATED_SITES
+from fundusgen.environment import KEEP_MEMORY
 from fundusgen.errors import RunError
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study, dump_study, load_study
+from simulations.bundle import own_app
 from simulations.flower import LocalFlower
 from simulations.sites import make_sites
 
-REPOSITORY = Path(__file__).parent.parent
-# An installed wheel carries the app's pyproject.toml under this name.
-_BUNDLED_APP = Path(__file__).parent / "flower_app.toml"
-_APP_PACKAGES = ("server", "client", "fundusgen")
+_LOCK = ".simulate.lock"
 
 
 def prepare(
@@ -79,30 +77,34 @@ def simulate(
     Raises:
         RunError: The run failed; says why.
     """
-    home = run.path / "flower"
-    with (
-        LocalFlower(
-            home,
-            log_file=run.path / "flower.log",
-            environment={SIMULATED_SITES: str(run.sites)},
-        ) as flower,
-    ):
-        result = flower.run(
-            app_folder(home),
-            run_config={"run": str(run.path), "study": ""},
-            num_supernodes=sites,
-            cpus_per_client=cpus_per_client,
-            on_tick=on_tick,
-        )
-    status = run.status()
-    if status["state"] == "failed":
-        raise RunError(f"The run failed: {status['message']}")
-    if result.status != "finished:completed" or status["state"] != "finished":
+    # What an earlier attempt left says nothing of this one.
+    run.write_status("prepared", round_number=run.status()["round"])
+    environment = {SIMULATED_SITES: str(run.sites), **KEEP_MEMORY}
+    log_file = run.path / "flower.log"
+    with LocalFlower(run.path / "flower", log_file=log_file, environment=environment) as flower:
+        try:
+            flower.run(
+                own_app(),
+                run_config={"run": str(run.path), "study": ""},
+                num_supernodes=sites,
+                cpus_per_client=cpus_per_client,
+                on_tick=on_tick,
+            )
+        except RunError as error:
+            raise _explained(run) or error from error
+    if run.status()["state"] != "finished":
         raise RunError(
-            f"Flower ended the run as {result.status}: {result.details}",
-            expected="finished:completed",
-            remedy=f"See {run.path / 'flower.log'}; run again to go on",
+            "Flower reports a completed run, but its server did not finish the study",
+            remedy=f"See {log_file}",
         )
+
+
+def _explained(run: RunFolder) -> RunError | None:
+    """The server's own account of a failure, which is shorter than Flower's."""
+    status = run.status()
+    if status["state"] != "failed":
+        return None
+    return RunError(f"The run failed: {status['message']}")
 
 
 @contextmanager
@@ -123,27 +125,6 @@ def only_one(out: Path) -> Iterator[None]:
                 remedy="Wait for it, or choose another --out",
             ) from error
         yield
-
-
-def app_folder(home: Path) -> Path:
-    """The folder of the Flower app: the checkout, or a copy made from the installed packages."""
-    if not _BUNDLED_APP.is_file():
-        return REPOSITORY
-    folder = home / "fundusgen-app"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for package in _APP_PACKAGES:
-        shutil.copytree(
-            REPOSITORY / package,
-            folder / package,
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
-    shutil.copy(_BUNDLED_APP, folder / "pyproject.toml")
-    (folder / "README.md").write_text("fundusgen\n")
-    return folder
-
-
-_LOCK = ".simulate.lock"
 
 
 def _require_unfinished(run: RunFolder, study: Study) -> None:

@@ -17,9 +17,7 @@ _PHANTOM_SCALE = 2
 _DECLARED_STEP = 10
 
 
-def make_sites(
-    study: Study, folder: Path, sources: Path | None, say: Callable[[str], None]
-) -> int:
+def make_sites(study: Study, folder: Path, sources: Path | None, say: Callable[[str], None]) -> int:
     """Make the site folders that are not there yet.
 
     Args:
@@ -92,9 +90,7 @@ def _source_folders(study: Study, sources: Path) -> list[Path]:
     return folders
 
 
-def _real_sites(
-    study: Study, folder: Path, source: Path, say: Callable[[str], None]
-) -> int:
+def _real_sites(study: Study, folder: Path, source: Path, say: Callable[[str], None]) -> int:
     """Make the hospitals of one source folder; returns how many."""
     settings = ManifestSettings(
         manifest=source / "manifest.csv",

@@ -91,6 +91,7 @@ def check(
             manifest=data.manifest,
             root=data.root,
             columns=data.columns,
+            ignored_columns=data.ignored_columns,
             one_image_per_patient=data.one_image_per_patient,
             strict=strict,
         )
@@ -117,7 +118,7 @@ def status(folder: _SiteArgument) -> None:
     if not site.ledger_file.exists():
         console.print(f"{settings.name} has spent nothing of epsilon {policy.max_epsilon:g}")
         return
-    with Ledger.open(site.ledger_file) as ledger:
+    with Ledger.read(site.ledger_file) as ledger:
         rows, spent = ledger.rows(), ledger.epsilon(policy.delta)
     table = Table("event", "study", "round", "mechanism", "noise", "rate", "steps", "state")
     for row in rows:

@@ -2,7 +2,7 @@
 
 Between framing and the patient dataset. The key covers the content of every image, their order,
 the size, and the version of framing and of the decoder, so an edited image or a changed setting
-never gives old pixels; labels are not part of it. A file that is damaged is made again. Two
+never gives old pixels; labels and patients are not part of it. A file that is damaged is made again. Two
 processes may build the same cache at once; both get a whole one.
 
 The cache holds patients' pixels: its folder and files are for their owner only, and files that
@@ -25,7 +25,8 @@ import numpy as np
 import PIL
 
 from fundusgen.data.cachefile import CacheContent, read_cache, write_cache
-from fundusgen.data.digests import digest_of, digests_of
+from fundusgen.data.digests import UNREADABLE, digest_of, digests_of
+from fundusgen.data.duplicates import Repeats
 from fundusgen.data.framing import FRAMING_VERSION, Pixels
 from fundusgen.data.intake import read_image_file
 from fundusgen.data.manifest import ImageRow
@@ -49,7 +50,7 @@ class FramedImages:
     Attributes:
         images_NHWC: uint8, (N, size_px, size_px, 3), mapped read-only.
         rows: The rows that were kept, N of them.
-        problems: Why the others were not.
+        problems: Why the others were not, and warnings of rows that were.
     """
 
     images_NHWC: np.memmap[Any, np.dtype[np.uint8]]
@@ -68,16 +69,19 @@ def framed_images(
 ) -> FramedImages:
     """Give the framed image of each row, from the cache or by making it.
 
-    A file with the same bytes as an earlier row's is left out: if the two rows name different
-    patients, one person would else count as two, and the guarantee per patient would not hold.
+    A file with the same bytes as an earlier row's of the same patient is left out. If the earlier
+    row is another patient's, both stay, each with their patient, with a warning.
+
+    Guarantee: whether a row is kept, and its pixels, depend on its own file and on rows of its own
+    patient only (`fundusgen.data.duplicates` says why).
 
     Args:
         rows: Usable rows of a manifest.
         size_px: Side of the framed square, in pixels.
         cache_dir: Folder of the cache; made if needed, for its owner only.
-        strict: Stop if an image cannot be used, instead of leaving its row out.
-        on_progress: Called with images done and images in all, from this process; not called
-            when the cache has everything.
+        strict: Stop if an image cannot be used, instead of leaving its row out; at warnings too.
+        on_progress: Called with images done and images in all, from this process, repeats left
+            out; not called when the cache has everything.
         workers: Processes that decode; 1 decodes in this process.
 
     Returns:
@@ -95,13 +99,16 @@ def framed_images(
         )
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        digests = digests_of([row.path for row in rows], cache_dir)
+        all_digests = digests_of([row.path for row in rows], cache_dir)
+        repeats = _repeats(rows, all_digests)
+        used = [i for i in range(len(rows)) if i not in repeats or not repeats[i].left_out]
+        used_rows, digests = [rows[i] for i in used], [all_digests[i] for i in used]
         key = _key(digests, size_px)
         path = cache_dir / f"framed-{size_px}px-{key[:20]}.bin"
         content = read_cache(path, key)
         if content is None:
             _remove_old(cache_dir)
-            _build(path, key, rows, digests, size_px, on_progress, workers)
+            _build(path, key, used_rows, digests, size_px, on_progress, workers)
             content = read_cache(path, key)
         else:
             os.utime(path)
@@ -111,7 +118,7 @@ def framed_images(
             expected="a folder with room for the framed images that this user may write",
             remedy="Free space, correct its permissions, or choose another folder",
         ) from error
-    result = _result(content, path, rows)
+    result = _result(content, path, used_rows, [(rows[i], repeats[i]) for i in repeats])
     if strict:
         refuse(result.problems)
     return result
@@ -130,6 +137,22 @@ def clear_cache(cache_dir: Path) -> int:
     for path in files:
         path.unlink(missing_ok=True)
     return len(files)
+
+
+def _repeats(rows: Sequence[ImageRow], digests: Sequence[str]) -> dict[int, RowProblem]:
+    """Find rows whose bytes an earlier row has, by place."""
+    repeats = Repeats("holds the same bytes as")
+    paths: set[Path] = set()
+    found: dict[int, RowProblem] = {}
+    for place, (row, digest) in enumerate(zip(rows, digests, strict=True)):
+        if digest.startswith(UNREADABLE):
+            continue
+        problem = repeats.problem(digest, line=row.line, file=row.file, patient_id=row.patient_id)
+        # Two patients who name one file were warned of when the manifest was read.
+        if problem is not None and (problem.left_out or row.path not in paths):
+            found[place] = problem
+        paths.add(row.path)
+    return found
 
 
 def _key(digests: Sequence[str], size_px: int) -> str:
@@ -156,14 +179,10 @@ def _build(
 
     def usable_images() -> Iterator[Pixels]:
         tasks = [(row.path, digest, size_px) for row, digest in zip(rows, digests, strict=True)]
-        first_row: dict[str, int] = {}
         for place, outcome in enumerate(_prepare_all(tasks, workers)):
-            earlier = first_row.setdefault(digests[place], place)
             if isinstance(outcome, ImageError):
                 parts = [outcome.found, outcome.expected, outcome.remedy]
-                trailer["problems"].append([place, None, *parts])
-            elif earlier != place:
-                trailer["problems"].append([place, earlier, "", "", ""])
+                trailer["problems"].append([place, *parts])
             else:
                 trailer["kept"].append(place)
                 yield outcome
@@ -203,33 +222,33 @@ def _prepare(task: tuple[Path, str, int]) -> Pixels | ImageError:
         return error
 
 
-def _result(content: CacheContent | None, path: Path, rows: Sequence[ImageRow]) -> FramedImages:
+def _result(
+    content: CacheContent | None,
+    path: Path,
+    rows: Sequence[ImageRow],
+    repeats: Sequence[tuple[ImageRow, RowProblem]],
+) -> FramedImages:
     if content is None:
         raise DataError(
             f"the cache file {path.name} is damaged right after it was written",
             expected="the bytes that were written",
             remedy="Check the disk",
         )
-    problems = tuple(_problem(entry, rows) for entry in content.trailer["problems"])
-    write_problems(path.with_suffix(".problems.json"), problems)
     kept = tuple(rows[place] for place in content.trailer["kept"])
+    unusable = [_problem(entry, rows) for entry in content.trailer["problems"]]
+    # Of a row that cannot be used anyway there is nothing to warn.
+    used = set(kept)
+    told = [problem for row, problem in repeats if problem.left_out or row in used]
+    problems = tuple(sorted(unusable + told, key=lambda problem: problem.line))
+    write_problems(path.with_suffix(".problems.json"), problems)
     return FramedImages(content.images_NHWC, kept, problems)
 
 
 def _problem(entry: Sequence[Any], rows: Sequence[ImageRow]) -> RowProblem:
     """Name the row by its line of today: labels and lines may change without the cache."""
-    place, earlier, found, expected, remedy = entry
+    place, found, expected, remedy = entry
     row = rows[place]
-    if earlier is None:
-        return RowProblem(row.line, "file", f"{row.file!r}: {found}", expected, remedy)
-    first = rows[earlier]
-    return RowProblem(
-        row.line,
-        "file",
-        f"{row.file!r} holds the same bytes as {first.file!r} in line {first.line}",
-        "each photograph once, or one person might count as two patients",
-        "Remove the row that is wrong",
-    )
+    return RowProblem(row.line, "file", f"{row.file!r}: {found}", expected, remedy)
 
 
 def _remove_old(cache_dir: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fundusgen.storage import replacing
 
-MAGIC = b"FUNDUSC1"
+MAGIC = b"FUNDUSC2"
 HEADER = struct.Struct("<8sQQ32s")
 PIXELS_OFFSET = 4096
 CHUNK_BYTES = 4 * 2**20

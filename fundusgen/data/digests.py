@@ -18,6 +18,8 @@ from fundusgen.errors import ImageError
 from fundusgen.storage import write_atomically
 
 INDEX_NAME = "digests.json"
+# What stands in place of a digest starts with this; it names no content.
+UNREADABLE = "unreadable: "
 # A file changed twice within the clock's step may look the same; younger files are read again.
 SETTLED_NS = 2_000_000_000
 
@@ -51,7 +53,7 @@ def digests_of(paths: Sequence[Path], cache_dir: Path) -> list[str]:
         try:
             digest = digest_of(read_image_file(path))
         except ImageError as error:
-            digests.append(f"unreadable: {error.found}")
+            digests.append(UNREADABLE + error.found)
             continue
         digests.append(digest)
         # A file that was written to while it was read has another state now.

@@ -7,6 +7,11 @@ order mark and any line ending. The text must be UTF-8.
 
 A row that cannot be used becomes a `RowProblem`; a manifest that cannot be understood as a whole
 (no such file, another encoding, an unknown or missing column) is a `ManifestError`.
+
+Guarantee: whether and how a row is used depends on that row and on rows of its own patient only,
+as differential privacy per patient demands of all preprocessing. What can only be decided over
+the whole file stops the reading instead. That includes a cell that goes on over a line break: a
+stray quote in one patient's row would else swallow the rows of others.
 """
 
 import csv
@@ -25,6 +30,7 @@ from fundusgen.data.cells import (
     one_of,
     whole_number,
 )
+from fundusgen.data.duplicates import Repeats
 from fundusgen.data.header import KNOWN_COLUMNS, read_header
 from fundusgen.data.problems import RowProblem, refuse
 from fundusgen.errors import ManifestError
@@ -79,7 +85,7 @@ class ManifestSettings:
         root: Folder that `file` is relative to; no image outside of it is ever opened.
         columns: Known name to the name in the file, for files with other names.
         one_image_per_patient: The site states that no patient has two images; only then may
-            a row do without a patient id.
+            a row do without a patient id, and the file within the root takes its place.
         strict: Stop at problems instead of leaving rows out.
         ignored_columns: Further columns of the file, to be passed over.
     """
@@ -94,7 +100,12 @@ class ManifestSettings:
 
 @dataclass(frozen=True)
 class ManifestReading:
-    """The usable rows of a manifest, in its order, and what is wrong with the others."""
+    """The usable rows of a manifest, in its order, and what is wrong with the others.
+
+    Attributes:
+        rows: Rows to be used.
+        problems: Why others are left out, and warnings of rows that are used.
+    """
 
     rows: tuple[ImageRow, ...]
     problems: tuple[RowProblem, ...]
@@ -107,7 +118,8 @@ def read_manifest(settings: ManifestSettings) -> ManifestReading:
         settings: Where it is and how to read it.
 
     Returns:
-        Usable rows and problems. A file named twice is used once, in its first row.
+        Usable rows and problems. A file that a patient names twice is used once, in the first
+        row. A file that two patients name is used in both rows, with a warning.
 
     Raises:
         ManifestError: If the manifest as a whole cannot be read, or, with `settings.strict`,
@@ -122,21 +134,17 @@ def read_manifest(settings: ManifestSettings) -> ManifestReading:
         )
     rows: list[ImageRow] = []
     problems: list[RowProblem] = []
-    lines_of_files: dict[Path, int] = {}
+    repeats = Repeats("is the same file as")
     for line, cells in _records(settings):
         try:
             row = _image_row(line, cells, root, settings.one_image_per_patient)
-            first_line = lines_of_files.setdefault(row.path, line)
-            if first_line != line:
-                raise _Unusable(
-                    "file",
-                    f"{row.file!r} again, after line {first_line}",
-                    "one row for each file",
-                    "Remove one of the two rows",
-                )
         except _Unusable as unusable:
             problems.append(RowProblem(line, *unusable.parts))
-        else:
+            continue
+        repeat = repeats.problem(row.path, line=line, file=row.file, patient_id=row.patient_id)
+        if repeat is not None:
+            problems.append(repeat)
+        if repeat is None or not repeat.left_out:
             rows.append(row)
     if settings.strict:
         refuse(problems, settings.manifest.name)
@@ -188,10 +196,20 @@ def _records(settings: ManifestSettings) -> Iterator[tuple[int, dict[str, str] |
             remedy="Add the column or map it under `columns`; only if no patient has two "
             "images, state `one_image_per_patient: true`",
         )
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=header.delimiter)
+    # Strict: a quote that is never closed is an error, not a cell of all that follows.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=header.delimiter, strict=True)
     try:
         next(reader)
+        last_line = reader.line_num
         for cells in reader:
+            if reader.line_num != last_line + 1:
+                raise ManifestError(
+                    f"a cell of {settings.manifest.name} goes on from line {last_line + 1} to "
+                    f"line {reader.line_num}",
+                    expected="one line for each row, or a stray quote could swallow rows",
+                    remedy="Remove the quote that is too much, or the line breaks in the cell",
+                )
+            last_line = reader.line_num
             stripped = [cell.strip() for cell in cells]
             if not any(stripped):
                 continue
@@ -249,7 +267,9 @@ def _image_row(
         )
     file = cells["file"]
     path = _path_within(root, file)
-    patient_id = cells.get("patient_id", "") or (file if one_image_per_patient else "")
+    # One file is one patient however it is spelt.
+    own_id = path.relative_to(root).as_posix() if one_image_per_patient else ""
+    patient_id = cells.get("patient_id", "") or own_id
     if not patient_id:
         raise _Unusable(
             "patient_id",

@@ -6,7 +6,7 @@ at the site: it is shown to the operator and kept beside the cache, and never se
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SHOWN_PROBLEMS = 5
 
 @dataclass(frozen=True)
 class RowProblem:
-    """One reason why one row of a manifest is left out.
+    """Something wrong with one row of a manifest, for which it is usually left out.
 
     Attributes:
         line: Line of the manifest, counted from 1, the header included.
@@ -26,6 +26,7 @@ class RowProblem:
         found: What was found, without a full stop.
         expected: What was expected instead.
         remedy: What to do, in the imperative.
+        left_out: Whether the row is left out; if not, it is used and the problem is a warning.
     """
 
     line: int
@@ -33,6 +34,7 @@ class RowProblem:
     found: str
     expected: str
     remedy: str
+    left_out: bool = True
 
     def __str__(self) -> str:
         """The problem on one line."""
@@ -42,8 +44,13 @@ class RowProblem:
         )
 
 
+def left_out_count(problems: Iterable[RowProblem]) -> int:
+    """Count the problems whose rows are left out; warnings do not count."""
+    return sum(problem.left_out for problem in problems)
+
+
 def refuse(problems: Sequence[RowProblem], manifest: str = "the manifest") -> None:
-    """Stop at the problems that were found; do nothing if there are none.
+    """Stop at the problems that were found, warnings included; do nothing if there are none.
 
     Raises:
         ManifestError: Listing the first problems and the number of all.
@@ -55,9 +62,9 @@ def refuse(problems: Sequence[RowProblem], manifest: str = "the manifest") -> No
     rest = f"\n  and {more} more" if more > 0 else ""
     rows = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
     raise ManifestError(
-        f"{rows} of {manifest} cannot be used:\n{shown}{rest}\n",
+        f"{rows} of {manifest} cannot be used as they are:\n{shown}{rest}\n",
         expected="a usable image and valid labels in every row, as strict reading asks for",
-        remedy="Correct these rows, or read without strict to leave them out",
+        remedy="Correct these rows, or read without strict",
     )
 
 
@@ -68,5 +75,8 @@ def write_problems(path: Path, problems: Sequence[RowProblem]) -> None:
         path: File to write; replaced at once, never half written.
         problems: In the order in which they are to be listed.
     """
-    content = {"left_out": len(problems), "problems": [asdict(problem) for problem in problems]}
+    content = {
+        "left_out": left_out_count(problems),
+        "problems": [asdict(problem) for problem in problems],
+    }
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False), mode=0o600)

@@ -1,4 +1,4 @@
-"""Splits that never divide a patient."""
+"""Splits that never divide a patient, and in which no patient moves another."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,13 +14,17 @@ def split_patients(
 ) -> tuple[Indices, ...]:
     """Split images so that all images of a patient are in one part.
 
-    Patients are ordered by a hash of seed and id, then cut into parts of the given shares. The
-    same ids and seed give the same parts in whatever order the images come.
+    A hash of seed and id gives each patient a number from 0 to 1, and the parts are intervals of
+    it. So shares hold on average only: a site of 20 patients may well have 1 or 7 in a part of a
+    fifth. Exact shares would need a rank among all patients, and one more patient would then move
+    others between parts.
+
+    Guarantee: a patient's part depends on their id and the seed only.
 
     Args:
         patient_ids: The patient of each image.
-        fractions: Share of the patients in each part, each from 0 to 1, together at most 1.
-            Patients beyond their sum are in no part.
+        fractions: Expected share of the patients in each part, each from 0 to 1, together at
+            most 1. Patients beyond their sum are in no part.
         seed: Chooses the split; no secret and no source of privacy.
 
     Returns:
@@ -31,18 +35,16 @@ def split_patients(
     """
     if any(not 0 <= fraction <= 1 for fraction in fractions) or sum(fractions) > 1 + 1e-9:
         raise ValueError(f"fractions must be 0 to 1 and sum to at most 1, not {list(fractions)}")
-    patients = sorted(set(patient_ids), key=lambda patient: _draw(patient, seed))
-    bounds = np.round(np.cumsum([0.0, *fractions]) * len(patients)).astype(int)
-    part_of_patient = {
-        patient: part
-        for part in range(len(fractions))
-        for patient in patients[bounds[part] : bounds[part + 1]]
-    }
-    part_of_image_N = np.array([part_of_patient.get(patient, -1) for patient in patient_ids], int)
+    bounds = np.cumsum(fractions)
+    draws_N = np.array([_draw(patient, seed) for patient in patient_ids], np.float64)
+    # A draw equal to a bound belongs to the part after it.
+    part_of_image_N = np.searchsorted(bounds, draws_N, side="right")
     return tuple(
         np.flatnonzero(part_of_image_N == part).astype(np.int64) for part in range(len(fractions))
     )
 
 
-def _draw(patient: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
+def _draw(patient: str, seed: int) -> float:
+    """A number from 0 to less than 1, uniform over ids."""
+    digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

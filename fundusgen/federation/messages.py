@@ -41,10 +41,14 @@ def request_from_record(record: RecordDict) -> Request:
         FederationError: It is not what the contract says.
     """
     if set(record) != {ARRAYS, CONFIG}:
-        raise FederationError(f"a request has the parts {sorted(record)}", expected="arrays, config")
+        raise FederationError(
+            f"a request has the parts {sorted(record)}", expected="arrays, config"
+        )
     config = record[CONFIG]
     if not isinstance(config, ConfigRecord) or set(config) != CONFIG_KEYS:
-        raise FederationError("a request's config has other keys", expected=str(sorted(CONFIG_KEYS)))
+        raise FederationError(
+            "a request's config has other keys", expected=str(sorted(CONFIG_KEYS))
+        )
     study, study_hash, stage = config["study"], config["study_hash"], config["stage"]
     round_number = config["round"]
     if (

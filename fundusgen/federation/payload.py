@@ -14,7 +14,8 @@ _LENGTH_BYTES = 8
 def to_payload(answer: Answer) -> bytes:
     """Pack an answer: length of the receipt, receipt in JSON, arrays in safetensors."""
     receipt = answer.receipt.to_json().encode()
-    return len(receipt).to_bytes(_LENGTH_BYTES, "big") + receipt + save(answer.weights)
+    arrays: bytes = save(answer.weights)
+    return len(receipt).to_bytes(_LENGTH_BYTES, "big") + receipt + arrays
 
 
 def from_payload(payload: bytes) -> Answer:

@@ -83,6 +83,4 @@ def average(replies: Iterable[tuple[float, Mapping[str, NDArray[np.float32]]]]) 
 
 def mixed(old: Weights, new: Weights, decay: float) -> Weights:
     """Exponential moving average: `decay * old + (1 - decay) * new`."""
-    return {
-        name: (decay * old[name] + (1 - decay) * new[name]).astype(np.float32) for name in old
-    }
+    return {name: (decay * old[name] + (1 - decay) * new[name]).astype(np.float32) for name in old}

@@ -57,7 +57,10 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Double the resolution: nearest upsampling, convolution, modulated norm, SiLU."""
+    """Double the resolution: bilinear upsampling, convolution, modulated norm, SiLU.
+
+    Bilinear, since noise in the weights behind nearest upsampling shows as a grid of blocks.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, embedding: int) -> None:
         """Make the block."""
@@ -67,8 +70,32 @@ class UpBlock(nn.Module):
 
     def forward(self, features_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', 2H, 2W)."""
-        up_BCHW = functional.interpolate(features_BCHW, scale_factor=2.0, mode="nearest")
-        return functional.silu(self.norm(self.conv(up_BCHW), embedding_BE))
+        return functional.silu(self.norm(self.conv(doubled(features_BCHW)), embedding_BE))
+
+
+class ToImage(nn.Module):
+    """Features to the colours of one level, told where each pixel is."""
+
+    position: Tensor
+
+    def __init__(self, channels: int, size: int) -> None:
+        """Make the layer for features of (B, `channels`, `size`, `size`)."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels + 3, 3, 1)
+        self.register_buffer("position", position_map(size), persistent=False)
+
+    def forward(self, features_BCSS: Tensor) -> Tensor:
+        """(B, C, S, S) to (B, 3, S, S), not bounded."""
+        position = self.position.expand(features_BCSS.shape[0], -1, -1, -1)
+        colours_BCSS: Tensor = self.conv(torch.cat([features_BCSS, position], dim=1))
+        return colours_BCSS
+
+
+def doubled(features_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, C, 2H, 2W), bilinear."""
+    return functional.interpolate(
+        features_BCHW, scale_factor=2.0, mode="bilinear", align_corners=False
+    )
 
 
 def field_of_view_mask(image_size: int) -> Tensor:

@@ -22,11 +22,14 @@ FORMAT = 1
 WEIGHTS_FILE, MODEL_FILE = "generator.safetensors", "model.json"
 # Fixed, not a setting: convolutions of another batch size may round differently, and the same
 # seed must give the same pictures.
-_BATCH = 64
+_BATCH = 16
 
 
 def save_generator(
-    folder: Path, study: Study, weights: Mapping[str, NDArray[np.float32]], facts: Mapping[str, object]
+    folder: Path,
+    study: Study,
+    weights: Mapping[str, NDArray[np.float32]],
+    facts: Mapping[str, object],
 ) -> None:
     """Write the weights and `model.json`, which holds all that is needed to draw.
 
@@ -120,7 +123,7 @@ class Generator:
             seed: Any integer from 0.
 
         Yields:
-            (n, S, S, 3) uint8 RGB, n at most 64.
+            (n, S, S, 3) uint8 RGB, n at most 16.
 
         Raises:
             ModelError: The condition is unknown.
@@ -137,4 +140,5 @@ class Generator:
         latent = torch.from_numpy(latent_NZ).to(self.device)
         images_NCSS = self._decoder(latent, conditions_N)
         levels = ((images_NCSS + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        images_NSSC: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return images_NSSC

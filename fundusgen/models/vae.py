@@ -6,6 +6,8 @@ The decoder is the generator of a study; the encoder serves training only.
 Legend of axes: B batch, C channels, S side of the image, Z latent, E embedding.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,9 +16,10 @@ from fundusgen.errors import ModelError
 from fundusgen.models.blocks import (
     ConditionNorm,
     DownBlock,
+    ToImage,
     UpBlock,
+    doubled,
     field_of_view_mask,
-    position_map,
 )
 
 _SMALLEST_PX = 4
@@ -29,19 +32,17 @@ class Encoder(nn.Module):
     def __init__(self, image_size: int, conditions: int, width: int, latent: int) -> None:
         """Make the encoder; see `VAE`."""
         super().__init__()
-        channels = _channels(image_size, width)
+        channels = [3, width, *_channels(image_size, width)[:-1]]
         self.embedding = nn.Embedding(conditions, 2 * width)
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.blocks = nn.ModuleList(
-            DownBlock(before, after, 2 * width)
-            for before, after in zip([width, *channels], channels, strict=False)
+            DownBlock(before, after, 2 * width) for before, after in itertools.pairwise(channels)
         )
         self.head = nn.Linear(channels[-1] * _SMALLEST_PX**2, 2 * latent)
 
     def forward(self, images_BCSS: Tensor, conditions_B: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) in [-1, 1] and (B,) to two (B, Z)."""
         embedding_BE = self.embedding(conditions_B)
-        features = functional.silu(self.stem(images_BCSS))
+        features = images_BCSS
         for block in self.blocks:
             features = block(features, embedding_BE)
         mean_BZ, log_variance_BZ = self.head(features.flatten(1)).chunk(2, dim=1)
@@ -50,10 +51,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent vectors and conditions to images: the generator."""
+    """Latent vectors and conditions to images: the generator.
 
-    position: Tensor
-    image_position: Tensor
+    An image at every level, added up from coarse to fine (Karras et al. 2020, "skip"): what the
+    coarse levels learn from few and noisy steps does not pass through the fine weights.
+    """
+
     mask: Tensor
 
     def __init__(self, image_size: int, conditions: int, width: int, latent: int) -> None:
@@ -64,15 +67,15 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(conditions, embedding)
         self.from_latent = nn.Linear(latent, embedding)
         self.root = nn.Linear(latent + embedding, channels[0] * _SMALLEST_PX**2)
-        self.entry = nn.Conv2d(channels[0] + 3, channels[0], 3, padding=1)
+        self.entry = nn.Conv2d(channels[0], channels[0], 3, padding=1)
         self.entry_norm = ConditionNorm(channels[0], embedding)
+        levels = [*channels, width]
         self.blocks = nn.ModuleList(
-            UpBlock(before, after, embedding)
-            for before, after in zip(channels, [*channels[1:], width], strict=True)
+            UpBlock(before, after, embedding) for before, after in itertools.pairwise(levels)
         )
-        self.to_image = nn.Conv2d(width + 3, 3, 3, padding=1)
-        self.register_buffer("position", position_map(_SMALLEST_PX), persistent=False)
-        self.register_buffer("image_position", position_map(image_size), persistent=False)
+        self.to_image = nn.ModuleList(
+            ToImage(level, _SMALLEST_PX * 2**step) for step, level in enumerate(levels)
+        )
         self.register_buffer("mask", field_of_view_mask(image_size), persistent=False)
 
     def forward(self, latent_BZ: Tensor, conditions_B: Tensor) -> Tensor:
@@ -80,13 +83,14 @@ class Decoder(nn.Module):
         condition_BE = self.embedding(conditions_B)
         style_BE = functional.silu(condition_BE + self.from_latent(latent_BZ))
         root = self.root(torch.cat([latent_BZ, condition_BE], dim=1))
-        features = root.unflatten(1, (-1, _SMALLEST_PX, _SMALLEST_PX))
-        features = self.entry(_with_position(features, self.position))
+        features = self.entry(root.unflatten(1, (-1, _SMALLEST_PX, _SMALLEST_PX)))
         features = functional.silu(self.entry_norm(features, style_BE))
-        for block in self.blocks:
+        image = self.to_image[0](features)
+        for block, to_image in zip(self.blocks, self.to_image[1:], strict=True):
             features = block(features, style_BE)
-        image = torch.tanh(self.to_image(_with_position(features, self.image_position)))
-        return (image + 1) * self.mask - 1
+            image = doubled(image) + to_image(features)
+        drawn_BCSS: Tensor = (torch.tanh(image) + 1) * self.mask - 1
+        return drawn_BCSS
 
 
 class VAE(nn.Module):
@@ -135,15 +139,11 @@ class VAE(nn.Module):
         squared_B = ((drawn_BCSS - images_BCSS) ** 2).flatten(1).mean(1)
         kl_BZ = 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ)
         values = images_BCSS.shape[1:].numel()
-        return squared_B / (2 * self.pixel_std**2) + kl_weight * kl_BZ.sum(1) / values
+        losses_B: Tensor = squared_B / (2 * self.pixel_std**2) + kl_weight * kl_BZ.sum(1) / values
+        return losses_B
 
 
 def _channels(image_size: int, width: int) -> list[int]:
     """Channels after each halving, from fine to coarse, down to 4 px."""
     levels = (image_size // _SMALLEST_PX).bit_length() - 1
     return [width * min(2 ** (level + 1), _MAX_WIDTH_FACTOR) for level in range(levels)]
-
-
-def _with_position(features_BCHW: Tensor, position_1CHW: Tensor) -> Tensor:
-    batch = features_BCHW.shape[0]
-    return torch.cat([features_BCHW, position_1CHW.expand(batch, -1, -1, -1)], dim=1)

@@ -29,7 +29,9 @@ from fundusgen.federation.payload import from_payload, to_payload
 from fundusgen.federation.weights import digest
 from fundusgen.privacy.accounting import calibrate_noise_multiplier, epsilon
 from fundusgen.privacy.events import Event
-from fundusgen.privacy.ledger import Ledger, LedgerRow, Refuse, Replay, answer_for
+from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.ledger_answers import Refuse, Replay, RequestConflict, answer_for
+from fundusgen.privacy.ledger_rows import LedgerRow
 from fundusgen.privacy.noise import FastNoise, NoiseSource, SecureNoise
 from fundusgen.privacy.outbox import Outbox
 from fundusgen.privacy.policy import Policy, Refused, RefusalReason, require_allowed
@@ -41,6 +43,7 @@ log = logging.getLogger("fundusgen.client")
 
 # What an error says to the server, by where it comes from; the rest is `failed`.
 _WORDS: tuple[tuple[type[FundusgenError], RefusalReason], ...] = (
+    (RequestConflict, RefusalReason.ROUND_CONFLICT),
     (LedgerError, RefusalReason.LEDGER_UNUSABLE),
     (AccountingError, RefusalReason.BUDGET_EXHAUSTED),
     (DataError, RefusalReason.NO_DATA),
@@ -94,7 +97,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
             content_digest=request.content_digest,
         )
         if isinstance(decision, Refuse):
-            raise Refused(RefusalReason.ROUND_CONFLICT, decision.found, remedy=decision.remedy)
+            raise decision.as_error()
         if isinstance(decision, Replay):
             return _replay(ledger, outbox, decision, request)
         event = _event(study, request, ledger.rows())
@@ -116,7 +119,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
             content_digest=request.content_digest,
             event=event,
             delta=policy.delta,
-            noise_kind=noise.kind,
+            noise_kind=study.privacy.noise,
             patients_declared=declared,
         )
         weights = train_round(
@@ -178,7 +181,7 @@ def _study(request: Request) -> Study:
 
 
 def _replay(ledger: Ledger, outbox: Outbox, decision: Replay, request: Request) -> Answer:
-    payload = outbox.get(request.request_id, decision.row.payload_digest)
+    payload = outbox.get(decision.row.request_id, decision.row.payload_digest)
     if payload is None:
         raise LedgerError(
             f"The ledger holds an answer to round {request.round_number} that the outbox lacks",
@@ -252,6 +255,7 @@ def _patients(site: SiteFolder, settings: SiteSettings, study: Study) -> Patient
             manifest=data.manifest,
             root=data.root,
             columns=data.columns,
+            ignored_columns=data.ignored_columns,
             one_image_per_patient=data.one_image_per_patient,
         ),
         study.image_size,

@@ -109,5 +109,6 @@ class _PatientLoss:
 
 
 def _optimizer(parameters: list[nn.Parameter], stage: DPSGDStage) -> torch.optim.Optimizer:
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-    return kinds[stage.optimizer](parameters, lr=stage.learning_rate)
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=stage.learning_rate)
+    return torch.optim.Adam(parameters, lr=stage.learning_rate)

@@ -53,7 +53,7 @@ def test_a_folder_without_checkpoints_has_none(tmp_path) -> None:
 
 def test_checkpoints_of_another_study_are_refused(tmp_path) -> None:
     save_checkpoint(tmp_path, checkpoint(1))
-    with pytest.raises(FederationError, match="another|holds checkpoints"):
+    with pytest.raises(FederationError, match="holds checkpoints of study"):
         latest_checkpoint(tmp_path, "t" * 64)
 
 
