@@ -364,6 +364,8 @@ def _named(path: Path) -> Iterator[None]:
         ) from error
     except sqlite3.Error as error:
         raise _from_sqlite(path, error) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "it holds text that is none") from error
 
 
 def _from_sqlite(path: Path, error: sqlite3.Error) -> LedgerError:

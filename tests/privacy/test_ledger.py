@@ -434,21 +434,22 @@ def test_a_torn_or_cut_file_is_found(path):
 
 
 @pytest.fixture(scope="module")
-def ledger_bytes(tmp_path_factory):
+def whole_ledger(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "ledger.db"
     with Ledger.open(path) as ledger:
         for round_number in (1, 2, 3):
             answer(ledger, round_number)
-        rows = ledger.rows()
-    return path.read_bytes(), rows
+    return path
 
 
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=3))
-def test_flipped_bytes_are_found_or_change_nothing(ledger_bytes, tmp_path, flips):
-    whole, rows = ledger_bytes
+def test_flipped_bytes_are_found_or_change_nothing(whole_ledger, tmp_path, flips):
+    whole = whole_ledger.read_bytes()
+    with Ledger.read(whole_ledger) as ledger:
+        rows = ledger.rows()
     damaged = bytearray(whole)
     for place, byte in flips:
         damaged[place % len(whole)] = byte
