@@ -2,8 +2,8 @@
 
 Between framing and the patient dataset. The key covers the content of every image, their order,
 the size, and the version of framing and of the decoder, so an edited image or a changed setting
-never gives old pixels; labels and patients are not part of it. A file that is damaged is made again. Two
-processes may build the same cache at once; both get a whole one.
+never gives old pixels; labels and patients are not part of it. A file that is damaged is made
+again. Two processes may build the same cache at once; both get a whole one.
 
 The cache holds patients' pixels: its folder and files are for their owner only, and files that
 nobody opened for a month are removed. `clear_cache` removes all at once, for a patient who
@@ -211,15 +211,24 @@ def _prepare(task: tuple[Path, str, int]) -> Pixels | ImageError:
     path, digest, size_px = task
     try:
         content = read_image_file(path)
-        if digest_of(content) != digest:
-            raise DataError(
-                "an image changed while the cache was being made",
-                expected="images that stay as they are",
-                remedy="Run again when the images are no longer being written",
-            )
+    except ImageError as error:
+        if digest.startswith(UNREADABLE):
+            return error
+        raise _changed() from error
+    if digest_of(content) != digest:
+        raise _changed()
+    try:
         return prepare_image(content, size_px)
     except ImageError as error:
         return error
+
+
+def _changed() -> DataError:
+    return DataError(
+        "an image changed while the cache was being made",
+        expected="images that stay as they are",
+        remedy="Run again when the images are no longer being written",
+    )
 
 
 def _result(

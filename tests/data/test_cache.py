@@ -175,7 +175,10 @@ def test_bad_images_are_left_out_and_listed_at_the_site(tmp_path: Path) -> None:
         row(tmp_path / "site", "black.png", black, 10),
         row(tmp_path / "site", "cut.png", encoded(drawn_fundus())[:900], 11),
         row(tmp_path / "site", "empty.png", b"", 12),
-        row(tmp_path / "site", "again.png", good[0].path.read_bytes(), 13),
+        replace(
+            row(tmp_path / "site", "again.png", good[0].path.read_bytes(), 13),
+            patient_id=good[0].patient_id,
+        ),
         row(tmp_path / "site", "gone.png", b"", 14),
     ]
     bad[-1].path.unlink()
@@ -187,18 +190,64 @@ def test_bad_images_are_left_out_and_listed_at_the_site(tmp_path: Path) -> None:
         )
         assert framed.rows == (good[0], good[1])
         assert [problem.line for problem in framed.problems] == [10, 11, 12, 13, 14]
-        assert "same bytes as '0.png' in line 2" in framed.problems[3].found
+        assert "same bytes as line 2" in framed.problems[3].found
         for problem in framed.problems:
             assert problem.found
             assert problem.expected
             assert problem.remedy
-    assert progress == [(i + 1, 7) for i in range(7)]
+    assert progress == [(i + 1, 6) for i in range(6)]
     listed = json.loads(cache_file(tmp_path / "cache").with_suffix(".problems.json").read_text())
     assert listed["left_out"] == 5
     assert listed["problems"][0]["line"] == 10
     for again in range(2):
         with pytest.raises(ManifestError, match="5 rows"):
             framed_images(rows, 32, tmp_path / f"cache{again}", strict=True)
+
+
+def test_the_same_bytes_under_two_patients_stay_with_both_and_are_told(tmp_path: Path) -> None:
+    one, other = rows_of(tmp_path / "site", 2)
+    copied = row(tmp_path / "site", "copy.png", one.path.read_bytes(), 4)
+    for _ in range(2):
+        framed = framed_images([one, other, copied], 32, tmp_path / "cache")
+        assert framed.rows == (one, other, copied)
+        assert (framed.images_NHWC[0] == framed.images_NHWC[2]).all()
+        (warning,) = framed.problems
+        assert (warning.line, warning.left_out) == (4, False)
+        for words in ("same bytes as line 2", "under another patient id", "epsilons add up"):
+            assert words in str(warning)
+    listed = json.loads(cache_file(tmp_path / "cache").with_suffix(".problems.json").read_text())
+    assert listed["left_out"] == 0
+    assert len(listed["problems"]) == 1
+    with pytest.raises(ManifestError, match="1 row of"):
+        framed_images([one, other, copied], 32, tmp_path / "cache", strict=True)
+
+
+def test_images_that_cannot_be_used_are_no_repeats_of_each_other(tmp_path: Path) -> None:
+    (good,) = rows_of(tmp_path / "site", 1)
+    bad = [
+        row(tmp_path / "site", f"{i}bad.png", content, 3 + i)
+        for i, content in enumerate([b"", b"", b"broken", b"broken"])
+    ]
+    bad = [replace(one, patient_id="same" if one.line < 5 else one.file) for one in bad]
+    framed = framed_images([good, *bad], 32, tmp_path / "cache")
+    assert [problem.line for problem in framed.problems] == [3, 4, 5, 6]
+    assert all("bytes as line" not in problem.found for problem in framed.problems)
+
+
+def test_an_image_that_goes_while_the_cache_is_made_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(tmp_path / "site", 2)
+    prepare = cache.prepare_image
+
+    def removing(content: bytes, size_px: int) -> np.ndarray:
+        rows[1].path.unlink()
+        return prepare(content, size_px)
+
+    monkeypatch.setattr(cache, "prepare_image", removing)
+    with pytest.raises(DataError, match="changed while"):
+        framed_images(rows, 32, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("framed-*"))
 
 
 def test_a_site_without_any_usable_image_is_an_error(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fundusgen.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from fundusgen.data.problems import left_out_count
 from fundusgen.errors import ManifestError
 
 
@@ -101,10 +102,53 @@ def test_a_bad_row_is_left_out_with_its_line_and_a_remedy(
         assert word in text
 
 
-def test_a_file_named_twice_is_used_once(tmp_path: Path) -> None:
-    reading = read_manifest(site(tmp_path, "file,patient_id\na.jpg,1\n./a.jpg,2\n"))
-    assert [row.patient_id for row in reading.rows] == ["1"]
-    assert "after line 2" in only_problem(reading)
+def test_a_file_that_a_patient_names_twice_is_used_once(tmp_path: Path) -> None:
+    reading = read_manifest(site(tmp_path, "file,patient_id\na.jpg,1\n./a.jpg,1\n"))
+    assert [row.line for row in reading.rows] == [2]
+    assert "same file as line 2" in only_problem(reading)
+    assert left_out_count(reading.problems) == 1
+
+
+def test_a_file_that_two_patients_name_is_used_for_both_with_a_warning(tmp_path: Path) -> None:
+    content = "file,patient_id\na.jpg,1\n./a.jpg,2\n"
+    reading = read_manifest(site(tmp_path, content))
+    assert [row.patient_id for row in reading.rows] == ["1", "2"]
+    text = only_problem(reading)
+    for words in ("line 3", "same file as line 2, under another patient id", "epsilons add up"):
+        assert words in text
+    assert left_out_count(reading.problems) == 0
+    with pytest.raises(ManifestError, match="1 row of"):
+        read_manifest(site(tmp_path, content, strict=True))
+
+
+def test_a_row_that_cannot_be_used_takes_no_other_rows_place(tmp_path: Path) -> None:
+    reading = read_manifest(site(tmp_path, "file,patient_id,eye\na.jpg,1,X\na.jpg,1,L\n"))
+    assert [row.line for row in reading.rows] == [3]
+    assert "line 2, eye" in only_problem(reading)
+
+
+def test_a_file_that_is_its_own_patient_is_one_patient_however_it_is_spelt(tmp_path: Path) -> None:
+    content = "file\na.jpg\n./a.jpg\nb.jpg\n"
+    reading = read_manifest(site(tmp_path, content, one_image_per_patient=True))
+    assert [row.patient_id for row in reading.rows] == ["a.jpg", "b.jpg"]
+    assert left_out_count(reading.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('file,patient_id\n"a.jpg,1\nb.jpg,2\n', "not CSV"),
+        ('file,patient_id\n"a.jpg,1\nb.jpg",2\n', "line 2 to line 3"),
+        ('file,patient_id\na.jpg,1\n\n"b.jpg\r",2\n', "line 4 to line 5"),
+        ('file,patient_id\n"a".jpg,1\nb.jpg,2\n', "not CSV"),
+    ],
+    ids=["never closed", "closed in another row", "carriage return", "text after a quote"],
+)
+def test_a_stray_quote_stops_the_reading_instead_of_swallowing_rows(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    with pytest.raises(ManifestError, match=words):
+        read_manifest(site(tmp_path, content))
 
 
 def test_grades_that_a_table_library_saved_as_fractions_are_read(tmp_path: Path) -> None:

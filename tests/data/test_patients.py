@@ -80,10 +80,29 @@ def test_an_empty_sample_gives_empty_tensors() -> None:
     assert conditions.shape == (0, 4)
 
 
-def test_half_of_the_views_are_mirrored() -> None:
-    views, _ = numbered(["a"]).views(np.zeros(2000, np.int64), 1, np.random.default_rng(0))
-    mirrored = (views[:, 0, 0, 0, 0] < views[:, 0, 0, 0, -1]).float().mean()
-    assert 0.45 < mirrored < 0.55
+def test_the_marked_images_are_always_mirrored_and_no_others() -> None:
+    plain = numbered(["a", "a", "b", "c"])
+    marks = np.array([True, False, False, True])
+    dataset = PatientDataset(
+        plain.pixels(np.arange(4)), plain.conditions_N, plain.patients_N, marks
+    )
+    pixels = dataset.pixels(np.arange(4))
+    for image, mirrored in enumerate(marks):
+        before = plain.pixels(np.array(image))
+        assert (pixels[image] == (before[:, ::-1] if mirrored else before)).all()
+    views, _ = dataset.views(np.array([0, 1, 2] * 20), 4, np.random.default_rng(0))
+    on_the_right = (views[..., 0, 0, -1] > views[..., 0, 0, 0]).numpy()
+    assert (on_the_right == marks[numbers_of(views)]).all()
+    turned = dataset.subset(np.array([3, 2])).subset(np.array([1, 0]))
+    assert (turned.pixels(np.array([[0], [1]])) == pixels[[[2], [3]]]).all()
+
+
+def test_views_differ_only_in_the_choice_of_images() -> None:
+    dataset = numbered(["a", "b"])
+    first, second = (
+        dataset.views(np.array([0, 1]), 2, np.random.default_rng(seed))[0] for seed in (0, 1)
+    )
+    assert (first == second).all()
 
 
 def test_stored_pixels_are_never_written_to() -> None:
@@ -103,6 +122,10 @@ def test_views_that_make_no_sense_are_refused() -> None:
             dataset.views(np.array([patient]), 1, np.random.default_rng())
     with pytest.raises(ValueError, match="one of each"):
         PatientDataset(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64), ["a"])
+    with pytest.raises(ValueError, match="1 marks"):
+        PatientDataset(
+            np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64), ["a", "b"], np.array([True])
+        )
 
 
 def test_a_subset_keeps_its_images_and_their_patients() -> None:
@@ -130,7 +153,31 @@ def test_all_images_of_a_patient_stay_in_one_split(
             assert not one & other
     for part, owner, fraction in zip(parts, owners, fractions, strict=True):
         assert set(part.tolist()) == {i for i, p in enumerate(patients) if p in owner}
-        assert abs(len(owner) - fraction * len(set(patients))) <= 1
+        if fraction == 0:
+            assert not owner
+
+
+@given(
+    patients=st.lists(st.integers(0, 30).map(str), max_size=60),
+    gone=st.integers(0, 30).map(str),
+    seed=st.integers(0, 5),
+)
+def test_no_patient_moves_another_between_splits(patients: list[str], gone: str, seed: int) -> None:
+    others = [patient for patient in patients if patient != gone]
+    for before, after in zip(
+        split_patients(patients, [0.6, 0.3], seed),
+        split_patients(others, [0.6, 0.3], seed),
+        strict=True,
+    ):
+        assert {patients[i] for i in before} - {gone} == {others[i] for i in after}
+
+
+def test_splits_have_their_shares_on_average() -> None:
+    patients = [str(i) for i in range(4000)]
+    train, test = split_patients(patients, [0.7, 0.2], 1)
+    assert abs(len(train) - 2800) < 150
+    assert abs(len(test) - 800) < 130
+    assert len(np.concatenate(split_patients(patients, [0.1] * 10, 1))) == 4000
 
 
 def test_splits_depend_on_ids_and_seed_only() -> None:
