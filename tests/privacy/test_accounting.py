@@ -149,7 +149,7 @@ SANE = {
 }
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(**SANE, more=st.floats(1.02, 3.0))
 def test_epsilon_falls_with_noise_and_rises_with_rate_and_steps(
     noise_multiplier, sample_rate, steps, more
@@ -165,7 +165,7 @@ def test_epsilon_falls_with_noise_and_rises_with_rate_and_steps(
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     noise_multiplier=st.floats(1e-6, 1e9),
     sample_rate=st.floats(1e-12, 1.0, exclude_min=True),

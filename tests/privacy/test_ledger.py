@@ -49,12 +49,20 @@ def path(tmp_path):
     return tmp_path / "ledger.db"
 
 
-@pytest.fixture
-def used(path):
-    """A closed ledger of three answered rounds: nine entries."""
+@pytest.fixture(scope="module")
+def whole_ledger(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "ledger.db"
     with Ledger.open(path) as ledger:
         for round_number in (1, 2, 3):
             answer(ledger, round_number)
+    return path
+
+
+@pytest.fixture
+def used(path, whole_ledger):
+    """A closed ledger of three answered rounds: nine entries."""
+    for name in ("ledger.db", "ledger.db.head", "ledger.db.lock"):
+        shutil.copy(whole_ledger.with_name(name), path.with_name(name))
     return path
 
 
@@ -431,15 +439,6 @@ def test_a_torn_or_cut_file_is_found(path):
     path.write_bytes(whole)
     with Ledger.open(path) as ledger:
         assert len(ledger.rows()) == 12
-
-
-@pytest.fixture(scope="module")
-def whole_ledger(tmp_path_factory):
-    path = tmp_path_factory.mktemp("whole") / "ledger.db"
-    with Ledger.open(path) as ledger:
-        for round_number in (1, 2, 3):
-            answer(ledger, round_number)
-    return path
 
 
 @settings(

@@ -86,6 +86,14 @@ class Client(RuleBasedStateMachine):
             "request_id": hashlib.sha256(name.encode()).hexdigest()[:32],
             "content_digest": content * 64,
         }
+        self.put_question(asked)
+
+    @precondition(lambda self: self.attempts)
+    @rule(which=st.integers(0))
+    def ask_again(self, which):
+        self.put_question(self.attempts[-1 - which % len(self.attempts)].asked)
+
+    def put_question(self, asked):
         expected = self.expected(asked)
         decision = answer_for(self.ledger, **asked)
         if expected == "refuse":
