@@ -120,8 +120,9 @@ class FederationSettings(Settings):
         timeout_s: Longest wait for sites to connect, and for the replies of a round.
         weights: A site's share of the average: its declared patients, or equal.
         server_optimizer: `average` takes the weighted average of the sites' weights; `adam`
-            takes an Adam step along the average change (Reddi et al. 2021, FedAdam).
-        server_learning_rate: Step of the server's Adam.
+            takes an Adam step along the average change (Reddi et al. 2021, FedAdam), after the
+            noise of all sites has been averaged; it wants `sgd` at the sites.
+        server_learning_rate: Step of the server's Adam; falls to zero over the second half.
         ema_decay: Decay of the server's moving average of the weights, from which is drawn.
         max_update_norm_ratio: A reply whose change is this many times longer than the median
             reply's is dropped; needs three replies.

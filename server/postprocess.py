@@ -27,8 +27,9 @@ from fundusgen.study import Study
 
 log = logging.getLogger("fundusgen.server")
 
-# FedAdam of Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2 and section 5.
-_BETA_1, _BETA_2, _TAU = 0.9, 0.99, 1e-4
+# FedAdam of Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2. Its tau is for
+# changes near one; with SGD at the sites, ours are as small as their learning rate.
+_BETA_1, _BETA_2, _TAU = 0.9, 0.99, 1e-8
 
 
 class Postprocess:
@@ -65,7 +66,7 @@ class Postprocess:
             All weights, as the sites will receive them next.
         """
         old = self.state
-        private, optimizer = self._stepped(new)
+        private, optimizer = self._stepped(new, round_number)
         weights = {**old.weights, **private}
         # Small at first, so that the random first weights are soon forgotten.
         decay = min(self.study.federation.ema_decay, round_number / (round_number + 9))
@@ -101,11 +102,16 @@ class Postprocess:
         save_generator(self.run.generator, self.study, self.state.average, facts)
         write_report(self.run, self.study)
 
-    def _stepped(self, new: Weights) -> tuple[Weights, Weights]:
+    def _stepped(self, new: Weights, round_number: int) -> tuple[Weights, Weights]:
         """Apply the server's optimizer to the change that the sites ask for."""
-        if self.study.federation.server_optimizer == "average":
+        federation = self.study.federation
+        if federation.server_optimizer == "average":
             return new, {}
-        rate = np.float32(self.study.federation.server_learning_rate)
+        # Constant for the first half, then falling to nothing, so that the noise averages out.
+        left = 1 - (round_number - 1) / federation.rounds
+        rate = np.float32(federation.server_learning_rate * min(1.0, 2 * left))
+        # Kingma and Ba 2015: without this correction the first steps would be short.
+        debias_first, debias_second = 1 - _BETA_1**round_number, 1 - _BETA_2**round_number
         weights: Weights = {}
         moments: Weights = {}
         for name, value in new.items():
@@ -121,7 +127,7 @@ class Postprocess:
             )
             moments[f"first/{name}"] = first.astype(np.float32)
             moments[f"second/{name}"] = second.astype(np.float32)
-            step = rate * first / (np.sqrt(second) + _TAU)
+            step = rate * (first / debias_first) / (np.sqrt(second / debias_second) + _TAU)
             weights[name] = (old + step).astype(np.float32)
         return weights, moments
 

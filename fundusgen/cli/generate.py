@@ -56,13 +56,14 @@ def _written(
 ) -> Iterator[dict[str, str | int | None]]:
     """Write the images a batch at a time and yield each one's row of the manifest."""
     number = 0
-    for batch_NSSC in generator.draw(condition, count, seed):
-        names = [f"{condition}-{seed}-{number + i:06d}" for i in range(len(batch_NSSC))]
+    labels = labels_of(condition)
+    for drawn in generator.draw(condition, count, seed):
+        names = [f"{condition}-{seed}-{number + i:06d}" for i in range(len(drawn.eyes))]
         paths = [folder / f"{name}.png" for name in names]
-        list(pool.map(_save, batch_NSSC, paths))
-        for name, path in zip(names, paths, strict=True):
-            yield {"file": f"images/{path.name}", "patient_id": name, **labels_of(condition)}
-        number += len(batch_NSSC)
+        list(pool.map(_save, drawn.images_NSSC, paths))
+        for name, eye, path in zip(names, drawn.eyes, paths, strict=True):
+            yield {"file": f"images/{path.name}", "patient_id": name, "eye": eye, **labels}
+        number += len(names)
 
 
 def labels_of(condition: str) -> dict[str, str | int | None]:

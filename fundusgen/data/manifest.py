@@ -20,6 +20,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from fundusgen.data.cells import (
     DIAGNOSES,
@@ -41,6 +42,7 @@ __all__ = [
     "ImageRow",
     "ManifestReading",
     "ManifestSettings",
+    "ManifestSource",
     "RowProblem",
     "read_manifest",
     "write_manifest",
@@ -76,6 +78,30 @@ class ImageRow:
     age: int | None
 
 
+class ManifestSource(Protocol):
+    """What a site says of its manifest; `fundusgen.site.SiteData` does, and is not known here."""
+
+    @property
+    def manifest(self) -> Path:
+        """The CSV file."""
+
+    @property
+    def root(self) -> Path:
+        """Folder that `file` is relative to."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Known name to the name in the file."""
+
+    @property
+    def ignored_columns(self) -> tuple[str, ...]:
+        """Further columns, to be passed over."""
+
+    @property
+    def one_image_per_patient(self) -> bool:
+        """The statement that no patient has two images."""
+
+
 @dataclass(frozen=True)
 class ManifestSettings:
     """Where a site's manifest is and how it is to be read.
@@ -96,6 +122,18 @@ class ManifestSettings:
     one_image_per_patient: bool = False
     strict: bool = False
     ignored_columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: ManifestSource, *, strict: bool = False) -> "ManifestSettings":
+        """Read the manifest as a site's own settings say."""
+        return cls(
+            manifest=source.manifest,
+            root=source.root,
+            columns=source.columns,
+            one_image_per_patient=source.one_image_per_patient,
+            strict=strict,
+            ignored_columns=source.ignored_columns,
+        )
 
 
 @dataclass(frozen=True)

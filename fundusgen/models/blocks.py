@@ -78,10 +78,16 @@ class ToImage(nn.Module):
 
     position: Tensor
 
-    def __init__(self, channels: int, size: int) -> None:
-        """Make the layer for features of (B, `channels`, `size`, `size`)."""
+    def __init__(self, channels: int, size: int, first: Tensor) -> None:
+        """Make the layer for features of (B, `channels`, `size`, `size`).
+
+        It begins by giving the colour `first`, (3,), whatever the features are: what is drawn
+        before the first step would have to be unlearned from noisy gradients.
+        """
         super().__init__()
         self.conv = nn.Conv2d(channels + 3, 3, 1)
+        self.conv.weight = nn.Parameter(torch.zeros_like(self.conv.weight))
+        self.conv.bias = nn.Parameter(first.clone())
         self.register_buffer("position", position_map(size), persistent=False)
 
     def forward(self, features_BCSS: Tensor) -> Tensor:

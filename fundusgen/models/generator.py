@@ -5,6 +5,7 @@ Legend of axes: N images, Z latent, S side of the image in pixels.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,20 @@ def save_generator(
         folder / MODEL_FILE,
         {"format": FORMAT, "study": json.loads(study.agreed_json()), "facts": dict(facts)},
     )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch of drawn images.
+
+    Attributes:
+        images_NSSC: (N, S, S, 3) uint8 RGB.
+        eyes: `R` or `L` for each: patients are shown to the model as right eyes, so a left eye
+            is a drawn right eye in the mirror.
+    """
+
+    images_NSSC: NDArray[np.uint8]
+    eyes: tuple[str, ...]
 
 
 class Generator:
@@ -111,7 +126,7 @@ class Generator:
             )
         return names.index(condition)
 
-    def draw(self, condition: str, count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    def draw(self, condition: str, count: int, seed: int) -> Iterator[Drawn]:
         """Draw images, a batch at a time, in constant memory.
 
         The same condition and seed give the same images on the same machine and torch; a larger
@@ -123,16 +138,21 @@ class Generator:
             seed: Any integer from 0.
 
         Yields:
-            (n, S, S, 3) uint8 RGB, n at most 16.
+            At most 16 images at a time, each of a right or left eye with equal chance.
 
         Raises:
             ModelError: The condition is unknown.
         """
         index = self.condition_index(condition)
-        latents = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
         for start in range(0, count, _BATCH):
-            latent_NZ = latents.standard_normal((_BATCH, self.study.model.latent), np.float32)
-            yield self._images(latent_NZ, index)[: count - start]
+            latent_NZ = rng.standard_normal((_BATCH, self.study.model.latent), np.float32)
+            left_N = rng.random(_BATCH) < 0.5
+            images_NSSC = self._images(latent_NZ, index)
+            images_NSSC[left_N] = images_NSSC[left_N, :, ::-1]
+            wanted = min(_BATCH, count - start)
+            eyes = tuple("L" if left else "R" for left in left_N[:wanted])
+            yield Drawn(images_NSSC[:wanted], eyes)
 
     @torch.inference_mode()
     def _images(self, latent_NZ: NDArray[np.float32], index: int) -> NDArray[np.uint8]:

@@ -24,6 +24,9 @@ from fundusgen.models.blocks import (
 
 _SMALLEST_PX = 4
 _MAX_WIDTH_FACTOR = 4
+_FIRST_SPREAD = 0.1
+# Mean colour inside the field of view of phantoms: where drawing begins, known without a patient.
+_FUNDUS_RGB = (0.60, 0.29, 0.14)
 
 
 class Encoder(nn.Module):
@@ -73,10 +76,15 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             UpBlock(before, after, embedding) for before, after in itertools.pairwise(levels)
         )
+        first = torch.tensor(_FUNDUS_RGB).mul(2).sub(1).atanh()
         self.to_image = nn.ModuleList(
-            ToImage(level, _SMALLEST_PX * 2**step) for step, level in enumerate(levels)
+            ToImage(level, _SMALLEST_PX * 2**step, first if step == 0 else torch.zeros(3))
+            for step, level in enumerate(levels)
         )
         self.register_buffer("mask", field_of_view_mask(image_size), persistent=False)
+        with torch.no_grad():
+            # Conditions begin close together: a rare one then starts from what the others learn.
+            self.embedding.weight.mul_(_FIRST_SPREAD)
 
     def forward(self, latent_BZ: Tensor, conditions_B: Tensor) -> Tensor:
         """(B, Z) and (B,) to (B, 3, S, S) in [-1, 1], black outside the field of view."""

@@ -17,7 +17,9 @@ _SMALLEST_CELL_PX = 96
 def draw_sheet(generator: Generator, columns: int, seed: int) -> Image.Image:
     """Draw `columns` images of every condition, a row each."""
     rows = {
-        str(condition): np.concatenate(list(generator.draw(condition, columns, seed)))
+        str(condition): np.concatenate(
+            [drawn.images_NSSC for drawn in generator.draw(condition, columns, seed)]
+        )
         for condition in generator.study.conditions
     }
     return contact_sheet(rows)

@@ -37,7 +37,7 @@ from fundusgen.privacy.outbox import Outbox
 from fundusgen.privacy.policy import Policy, Refused, RefusalReason, require_allowed
 from fundusgen.site import SiteFolder, SiteSettings
 from fundusgen.study import Study, parse_study
-from fundusgen.training.local import train_round
+from fundusgen.training.local import load_model, train_round
 
 log = logging.getLogger("fundusgen.client")
 
@@ -108,6 +108,8 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
             declared_patients=declared,
         )
         _require_budget(ledger, policy, study, event)
+        # All that can be wrong with the request or the data is found before anything is spent.
+        model = load_model(study, request.weights)
         patients = _patients(site, settings, study)
         noise: NoiseSource = SecureNoise() if study.privacy.noise == "secure" else FastNoise()
         event_id = ledger.reserve(
@@ -124,7 +126,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
         )
         weights = train_round(
             study,
-            request.weights,
+            model,
             patients,
             round_number=request.round_number,
             noise_multiplier=event.noise_multiplier,

@@ -14,15 +14,27 @@ from torch.func import functional_call
 from fundusgen.data.patients import PatientDataset
 from fundusgen.federation.weights import Weights
 from fundusgen.models.factory import build_model, load_weights, private_names
+from fundusgen.models.vae import VAE
 from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
 from fundusgen.privacy.noise import NoiseSource
 from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.study import DPSGDStage, Study
 
 
+def load_model(study: Study, weights: Weights) -> VAE:
+    """Build the study's model with the weights that the server sent.
+
+    Raises:
+        ModelError: The weights do not fit the study's model.
+    """
+    model = build_model(study)
+    load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+    return model
+
+
 def train_round(
     study: Study,
-    weights: Weights,
+    model: nn.Module,
     patients: PatientDataset,
     *,
     round_number: int,
@@ -41,7 +53,7 @@ def train_round(
 
     Args:
         study: The study.
-        weights: All weights of the model, as the server sent them.
+        model: The study's model as the server sent it, from `load_model`; is changed.
         patients: The site's patients.
         round_number: From 1; sets the KL warm-up.
         noise_multiplier: Noise standard deviation over `max_grad_norm`.
@@ -50,12 +62,9 @@ def train_round(
         device: Where to compute.
 
     Raises:
-        ModelError: The weights do not fit the study's model.
         PrivacyError: A gradient is not finite.
     """
     stage = study.stages.dpsgd
-    model = build_model(study)
-    load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
     model.to(device)
     names = private_names(model, study.model.private)
     private = {name: model.get_parameter(name) for name in names}

@@ -1,5 +1,6 @@
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from fundusgen.data.manifest import (
 )
 from fundusgen.data.problems import left_out_count
 from fundusgen.errors import ManifestError
+from fundusgen.site import SiteData
 
 
 def site(folder: Path, content: str | bytes, *files: str, **settings: object) -> ManifestSettings:
@@ -209,6 +211,20 @@ def test_other_names_are_mapped_and_others_ignored_only_by_name(tmp_path: Path) 
         read_manifest(site(tmp_path, content, columns=columns))
     settings = site(tmp_path, content, columns=columns, ignored_columns=("scanner",))
     assert read_manifest(settings).rows[0].dr_grade == 2
+
+
+def test_a_sites_settings_say_how_its_manifest_is_read(tmp_path: Path) -> None:
+    source = SiteData(
+        manifest=tmp_path / "images.csv",
+        root=tmp_path,
+        columns={"file": "image"},
+        ignored_columns=("scanner",),
+        one_image_per_patient=True,
+        declared_patients=1,
+    )
+    read = asdict(ManifestSettings.of(source, strict=True))
+    assert read.pop("strict")
+    assert read == source.model_dump(exclude={"declared_patients"})
 
 
 @pytest.mark.parametrize(

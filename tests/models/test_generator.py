@@ -20,13 +20,19 @@ STUDY = Study.model_validate(
 
 @pytest.fixture
 def folder(tmp_path):
-    weights = {name: value.numpy() for name, value in build_model(STUDY).state_dict().items()}
+    rng = np.random.default_rng(0)
+    weights = {
+        # A model that was not trained draws nothing yet.
+        name: (value.numpy() + 0.1 * rng.standard_normal(value.shape)).astype(np.float32)
+        for name, value in build_model(STUDY).state_dict().items()
+    }
     save_generator(tmp_path / "generator", STUDY, weights, {"rounds": 1})
     return tmp_path / "generator"
 
 
 def drawn(folder, condition: str, count: int, seed: int) -> np.ndarray:
-    return np.concatenate(list(Generator.load(folder).draw(condition, count, seed)))
+    batches = Generator.load(folder).draw(condition, count, seed)
+    return np.concatenate([batch.images_NSSC for batch in batches])
 
 
 def test_a_seed_gives_the_same_images_again_and_another_seed_others(folder) -> None:
@@ -39,6 +45,13 @@ def test_a_seed_gives_the_same_images_again_and_another_seed_others(folder) -> N
 
 def test_a_larger_count_begins_with_the_images_of_a_smaller_one(folder) -> None:
     np.testing.assert_array_equal(drawn(folder, "amd", 130, 1)[:70], drawn(folder, "amd", 70, 1))
+
+
+def test_right_and_left_eyes_are_drawn_alike_often_and_say_which_they_are(folder) -> None:
+    eyes = [eye for batch in Generator.load(folder).draw("amd", 200, 3) for eye in batch.eyes]
+    assert len(eyes) == 200
+    assert 70 < eyes.count("L") < 130
+    assert set(eyes) == {"L", "R"}
 
 
 def test_images_of_two_conditions_differ(folder) -> None:

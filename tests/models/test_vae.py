@@ -79,6 +79,13 @@ def test_gradients_of_single_samples_equal_those_of_a_loop() -> None:
             torch.testing.assert_close(fast[name][index], parameter.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_before_training_it_draws_one_plain_colour_whatever_is_asked() -> None:
+    model = build_model(study())
+    drawn = model.decoder(torch.randn(4, 5), torch.tensor([0, 1, 0, 1]))
+    inside = drawn[:, :, 16, 8:24]
+    torch.testing.assert_close(inside, inside[:1, :, :1].expand_as(inside))
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     model = build_model(study())
     model(*batch(model, 4)).sum().backward()
@@ -93,7 +100,7 @@ def test_the_same_seed_gives_the_same_first_weights_and_leaves_torch_s_generator
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(one[name], other[name]) for name in one)
     third = build_model(study(seed=4)).state_dict()
-    assert not torch.equal(one["encoder.head.weight"], third["encoder.stem.weight"])
+    assert not torch.equal(one["encoder.head.weight"], third["encoder.head.weight"])
 
 
 def test_the_private_subset_is_chosen_by_pattern() -> None:
@@ -101,7 +108,7 @@ def test_the_private_subset_is_chosen_by_pattern() -> None:
     chosen = private_names(model, ["decoder.*modulation*", "decoder.to_image.*"])
     assert chosen
     assert all(name.startswith("decoder.") for name in chosen)
-    assert "decoder.to_image.bias" in chosen
+    assert "decoder.to_image.0.conv.bias" in chosen
     assert len(private_names(model, ["*"])) == len(list(model.parameters()))
 
 

@@ -1,0 +1,53 @@
+"""A study and a site of phantoms that are small enough to train within a second."""
+
+from pathlib import Path
+
+from fundusgen.federation.exchange import Request
+from fundusgen.models.factory import build_model
+from fundusgen.phantom.site import write_site_folder
+from fundusgen.privacy.policy import Policy
+from fundusgen.site import SiteData, SiteFolder, SiteSettings
+from fundusgen.study import Study
+
+PATIENTS = 12
+
+
+def small_study(**changes: object) -> Study:
+    content: dict[str, object] = {
+        "study_id": "small",
+        "conditions": ["normal", "amd"],
+        "image_size": 32,
+        "model": {"width": 4, "latent": 4},
+        "stages": {"dpsgd": {"steps_per_round": 2, "sample_rate": 0.5, "views_per_patient": 2}},
+        "privacy": {"target_epsilon": 8},
+        "federation": {"rounds": 3},
+    }
+    return Study.model_validate({**content, **changes})
+
+
+def phantom_site(folder: Path, **policy: object) -> SiteFolder:
+    write_site_folder(
+        folder / "data",
+        patients=PATIENTS,
+        seed=5,
+        size_px=64,
+        conditions_mix={"normal": 1, "amd": 1},
+    )
+    site = SiteFolder(folder)
+    site.write(
+        SiteSettings(
+            name="north",
+            data=SiteData(
+                manifest=Path("data/manifest.csv"), root=Path("data"), declared_patients=PATIENTS
+            ),
+            threads=1,
+        ),
+        Policy.model_validate({"max_epsilon": 8.0, "delta": 1e-5, **policy}),
+    )
+    return site
+
+
+def request_for(study: Study, round_number: int = 1, shift: float = 0.0) -> Request:
+    state = build_model(study).state_dict()
+    weights = {name: value.numpy() + shift for name, value in state.items()}
+    return Request(study.agreed_json(), study.study_hash, round_number, "dpsgd", weights)

@@ -1,0 +1,228 @@
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from small_study import phantom_site, request_for, small_study
+
+from fundusgen.federation.exchange import Answer, Refusal
+from fundusgen.federation.messages import reply_to_record
+from fundusgen.federation.weights import digest, require_fit
+from fundusgen.models.factory import build_model
+from fundusgen.privacy.accounting import epsilon
+from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.policy import RefusalReason
+from fundusgen.site import SiteFolder
+from fundusgen.study import Study
+from fundusgen.training import answering
+
+
+@pytest.fixture
+def site(tmp_path) -> SiteFolder:
+    return phantom_site(tmp_path / "site")
+
+
+def answered(site: SiteFolder, study: Study, round_number: int = 1, shift: float = 0.0) -> Answer:
+    reply = answering.answer(site, request_for(study, round_number, shift))
+    assert isinstance(reply, Answer), f"{reply}: {site.log_file}"
+    return reply
+
+
+def refused(site: SiteFolder, request) -> RefusalReason:
+    reply = answering.answer(site, request)
+    assert isinstance(reply, Refusal)
+    return reply.reason
+
+
+def rows(site: SiteFolder):
+    with Ledger.read(site.ledger_file) as ledger:
+        return ledger.rows()
+
+
+def change_policy(site: SiteFolder, **changes: object) -> None:
+    content = yaml.safe_load(site.policy_file.read_text())
+    site.policy_file.write_text(yaml.safe_dump({**content, **changes}))
+
+
+def test_an_answer_holds_the_private_weights_changed_and_a_receipt_that_fits(site) -> None:
+    study = small_study()
+    request = request_for(study)
+    answer = answered(site, study)
+    require_fit(answer.weights, request.weights)
+    assert digest(answer.weights) == answer.receipt.payload_digest
+    assert digest(answer.weights) != digest(request.weights)
+    assert answer.receipt.request_id == request.request_id
+    assert answer.receipt.declared_patients == 12
+    assert answer.receipt.noise == "secure"
+
+
+def test_only_the_private_part_is_trained_and_sent(site) -> None:
+    study = small_study(model={"width": 4, "latent": 4, "private": ["decoder.*modulation*"]})
+    answer = answered(site, study)
+    assert all("modulation" in name for name in answer.weights)
+    assert len(answer.weights) < len(list(build_model(study).parameters()))
+
+
+def test_every_round_is_in_the_ledger_and_epsilon_grows_to_the_target_and_not_beyond(site) -> None:
+    study = small_study()
+    epsilons = [answered(site, study, number).receipt.epsilon_total for number in (1, 2, 3)]
+    assert epsilons == sorted(epsilons)
+    assert 7.5 < epsilons[-1] <= 8.0
+    assert [row.state for row in rows(site)] == ["released"] * 3
+    assert {row.event.noise_multiplier for row in rows(site)} == {answering.noise_for(study)}
+
+
+def test_the_same_request_is_answered_with_the_same_bytes_and_costs_nothing(site) -> None:
+    study = small_study()
+    first = reply_to_record(answered(site, study))
+    again = reply_to_record(answered(site, study))
+    assert again["receipt"]["json"] == first["receipt"]["json"]
+    for name in first["arrays"]:
+        assert again["arrays"][name].data == first["arrays"][name].data
+    assert len(rows(site)) == 1
+
+
+def test_a_round_asked_again_with_other_weights_is_refused_and_costs_nothing(site) -> None:
+    study = small_study()
+    answered(site, study)
+    assert refused(site, request_for(study, 1, shift=0.5)) is RefusalReason.ROUND_CONFLICT
+    assert len(rows(site)) == 1
+
+
+def test_epsilon_adds_up_over_studies(site) -> None:
+    change_policy(site, max_epsilon=50.0)
+    one = answered(site, small_study()).receipt.epsilon_total
+    two = answered(site, small_study(study_id="other")).receipt.epsilon_total
+    events = [row.event for row in rows(site)]
+    assert len(events) == 2
+    assert two > one
+    assert two == pytest.approx(epsilon(events, 1e-5))
+
+
+def test_a_study_that_would_exceed_the_cap_is_refused_before_its_first_step(site) -> None:
+    change_policy(site, max_epsilon=7.0)
+    assert refused(site, request_for(small_study())) is RefusalReason.BUDGET_EXHAUSTED
+    assert rows(site) == ()
+
+
+def test_a_cap_that_is_lowered_during_a_study_ends_it_at_this_site(site) -> None:
+    study = small_study()
+    spent = answered(site, study).receipt.epsilon_total
+    change_policy(site, max_epsilon=spent)
+    assert refused(site, request_for(study, 2)) is RefusalReason.BUDGET_EXHAUSTED
+    assert len(rows(site)) == 1
+
+
+def test_a_crash_while_training_counts_in_full_and_the_round_can_be_asked_again(
+    site, monkeypatch
+) -> None:
+    change_policy(site, max_epsilon=20.0)
+    study = small_study()
+
+    def crash(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "train_round", crash)
+        with pytest.raises(KeyboardInterrupt):
+            answering.answer(site, request_for(study))
+    assert [row.state for row in rows(site)] == ["reserved"]
+    total = answered(site, study).receipt.epsilon_total
+    events = [row.event for row in rows(site)]
+    assert len(events) == 2
+    assert total == pytest.approx(epsilon(events, 1e-5))
+
+
+def test_a_crash_before_the_release_is_answered_from_the_outbox(site, monkeypatch) -> None:
+    study = small_study()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "release", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            answering.answer(site, request_for(study))
+    assert [row.state for row in rows(site)] == ["committed"]
+    stored = next(site.outbox.iterdir()).read_bytes()
+    answer = answered(site, study)
+    assert answering.to_payload(answer) == stored
+    assert [row.state for row in rows(site)] == ["released"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "word"),
+    [
+        ({"min_noise_multiplier": 50.0}, RefusalReason.NOISE_TOO_SMALL),
+        ({"min_patients": 13}, RefusalReason.TOO_FEW_PATIENTS),
+        ({"max_epsilom": 8}, RefusalReason.POLICY_UNREADABLE),
+        ({"max_epsilon": "much"}, RefusalReason.POLICY_UNREADABLE),
+        ({"max_epsilon": float("inf")}, RefusalReason.POLICY_UNREADABLE),
+    ],
+)
+def test_what_the_policy_does_not_allow_is_refused_before_any_image_is_read(
+    site, monkeypatch, policy, word
+) -> None:
+    change_policy(site, **policy)
+    monkeypatch.setattr(answering, "load_patients", lambda *a, **k: pytest.fail("images were read"))
+    assert refused(site, request_for(small_study())) is word
+
+
+def test_noise_that_is_not_secure_is_refused_unless_the_policy_allows_it(site) -> None:
+    study = small_study(privacy={"target_epsilon": 8, "noise": "fast"})
+    assert refused(site, request_for(study)) is RefusalReason.NOISE_NOT_SECURE
+    change_policy(site, noise="fast")
+    assert answered(site, study).receipt.noise == "fast"
+    assert rows(site)[0].noise_kind == "fast"
+
+
+def test_without_a_policy_nothing_is_allowed(site) -> None:
+    site.policy_file.unlink()
+    assert refused(site, request_for(small_study())) is RefusalReason.POLICY_UNREADABLE
+
+
+@pytest.mark.parametrize("change", ["hash", "round", "text", "stage", "weights"])
+def test_a_request_that_does_not_fit_its_study_is_refused_and_costs_nothing(
+    site, change: str
+) -> None:
+    request = request_for(small_study())
+    other = {
+        "hash": replace(request, study_hash="0" * 64),
+        "round": replace(request, round_number=4),
+        "text": replace(request, study="{}"),
+        "stage": replace(request, stage="votes"),
+        "weights": replace(request, weights={"a": np.ones(1, np.float32)}),
+    }[change]
+    assert refused(site, other) is RefusalReason.STUDY_MISMATCH
+    if site.ledger_file.exists():
+        assert rows(site) == ()
+
+
+def test_a_site_without_usable_images_says_so_in_one_word_and_spends_nothing(site) -> None:
+    for image in (site.path / "data" / "images").iterdir():
+        image.write_bytes(b"broken")
+    assert refused(site, request_for(small_study())) is RefusalReason.NO_DATA
+    assert rows(site) == ()
+
+
+def test_three_broken_files_are_left_out_and_the_site_still_answers(site) -> None:
+    broken = sorted((site.path / "data" / "images").iterdir())[:3]
+    broken[0].write_bytes(b"")
+    broken[1].write_bytes(broken[1].read_bytes()[:200])
+    broken[2].unlink()
+    answered(site, small_study())
+    assert json.loads((site.cache / "problems.json").read_text())["left_out"] == 3
+
+
+def test_a_ledger_that_was_edited_is_refused(site) -> None:
+    study = small_study()
+    answered(site, study)
+    with closing(sqlite3.connect(site.ledger_file)) as database, database:
+        names = database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for (name,) in names:
+            database.execute(f"DROP TRIGGER {name}")
+        (text,) = database.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' "
+            "AND sql LIKE '%steps%'"
+        ).fetchone()
+        database.execute(f"UPDATE {text} SET steps = 1")  # noqa: S608
+    assert refused(site, request_for(study, 2)) is RefusalReason.LEDGER_UNUSABLE
