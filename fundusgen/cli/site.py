@@ -14,6 +14,7 @@ from fundusgen.data.cache import framed_images
 from fundusgen.data.manifest import ManifestSettings, read_manifest
 from fundusgen.errors import SiteError
 from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.ledger_file import head_file
 from fundusgen.privacy.policy import Policy
 from fundusgen.site import SiteData, SiteFolder, SiteSettings
 from fundusgen.storage import write_atomically
@@ -115,7 +116,8 @@ def status(folder: _SiteArgument) -> None:
     site = SiteFolder(folder)
     settings, policy = site.settings(), site.policy()
     console = Console(highlight=False)
-    if not site.ledger_file.exists():
+    # A head without its database is a lost ledger, not a new one: reading it says so.
+    if not site.ledger_file.exists() and not head_file(site.ledger_file).exists():
         console.print(f"{settings.name} has spent nothing of epsilon {policy.max_epsilon:g}")
         return
     with Ledger.read(site.ledger_file) as ledger:

@@ -34,7 +34,7 @@ from fundusgen.privacy.ledger_answers import Refuse, Replay, RequestConflict, an
 from fundusgen.privacy.ledger_rows import LedgerRow
 from fundusgen.privacy.noise import FastNoise, NoiseSource, SecureNoise
 from fundusgen.privacy.outbox import Outbox
-from fundusgen.privacy.policy import Policy, Refused, RefusalReason, require_allowed
+from fundusgen.privacy.policy import Policy, RefusalReason, Refused, require_allowed
 from fundusgen.site import SiteFolder, SiteSettings
 from fundusgen.study import Study, parse_study
 from fundusgen.training.local import load_model, train_round
