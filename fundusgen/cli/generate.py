@@ -1,23 +1,26 @@
 """`fundusgen generate`: draw images from a finished generator into a folder."""
 
+import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
+import torch
 import typer
-from numpy.typing import NDArray
 from PIL import Image
 
 from fundusgen.data.manifest import write_manifest
 from fundusgen.errors import RunError
-from fundusgen.models.generator import MODEL_FILE, Generator
+from fundusgen.models.generator import MODEL_FILE, Generator, Plan
 from fundusgen.run_folder import RunFolder
 
 # zlib's fastest level: at 64 px a PNG grows by a tenth and takes half the time.
 _PNG_LEVEL = 1
-_WRITERS = 2
+_THREADS = min(8, os.cpu_count() or 1)
+_BATCHES_AHEAD = 2 * _THREADS
+MANIFEST = "manifest.csv"
 
 
 def generate(
@@ -36,34 +39,69 @@ def generate(
             expected="a new or empty folder",
             remedy="Choose another --out",
         )
-    images = out / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    # The manifest comes last: a folder without one was cut short.
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        write_manifest(
-            out / "manifest.csv", _written(generator, condition, count, seed, images, pool)
-        )
-    typer.echo(f"{count} images of {condition} in {images}, listed in {out / 'manifest.csv'}")
+    try:
+        write_images(generator, condition, count, seed, out)
+    except OSError as error:
+        raise RunError(
+            f"{out} cannot be written: {error.strerror}",
+            expected="a folder with room that this user may write",
+            remedy="Free space, correct its permissions, or choose another --out",
+        ) from error
+    typer.echo(f"{count} images of {condition} in {out / 'images'}, listed in {out / MANIFEST}")
 
 
-def _written(
+def write_images(generator: Generator, condition: str, count: int, seed: int, out: Path) -> None:
+    """Write PNGs and, after the last, the manifest: a folder without one was cut short.
+
+    Memory does not grow with `count`. Torch's own threads are set to one for the whole process:
+    each of our threads draws and writes a batch of its own, which keeps the cores busier than
+    sharing every small convolution would, and whose rounding depends on no number of cores.
+
+    Args:
+        generator: What draws.
+        condition: One of its conditions.
+        count: Number of images, from 1.
+        seed: The same seed gives the same files.
+        out: Folder to write to; made if absent.
+    """
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        write_manifest(out / MANIFEST, _rows(generator, condition, count, seed, out, pool))
+
+
+def _rows(
     generator: Generator,
     condition: str,
     count: int,
     seed: int,
-    folder: Path,
+    out: Path,
     pool: ThreadPoolExecutor,
 ) -> Iterator[dict[str, str | int | None]]:
-    """Write the images a batch at a time and yield each one's row of the manifest."""
-    number = 0
+    """Write the images and yield each one's row of the manifest, in order."""
     labels = labels_of(condition)
-    for drawn in generator.draw(condition, count, seed):
-        names = [f"{condition}-{seed}-{number + i:06d}" for i in range(len(drawn.eyes))]
-        paths = [folder / f"{name}.png" for name in names]
-        list(pool.map(_save, drawn.images_NSSC, paths))
-        for name, eye, path in zip(names, drawn.eyes, paths, strict=True):
-            yield {"file": f"images/{path.name}", "patient_id": name, "eye": eye, **labels}
-        number += len(names)
+
+    def write(plan: Plan, first: int) -> list[dict[str, str | int | None]]:
+        drawn, rows = generator.drawn(plan), []
+        for number, (image_SSC, eye) in enumerate(
+            zip(drawn.images_NSSC, drawn.eyes, strict=True), start=first
+        ):
+            name = f"{condition}-{seed}-{number:06d}"
+            file = f"images/{name}.png"
+            Image.fromarray(image_SSC).save(out / file, compress_level=_PNG_LEVEL)
+            rows.append({"file": file, "patient_id": name, "eye": eye, **labels})
+        return rows
+
+    # A few batches ahead at most: a queue of all of them would hold every latent vector.
+    waiting: deque[Future[list[dict[str, str | int | None]]]] = deque()
+    first = 0
+    for plan in generator.plans(condition, count, seed):
+        waiting.append(pool.submit(write, plan, first))
+        first += plan.wanted
+        if len(waiting) > _BATCHES_AHEAD:
+            yield from waiting.popleft().result()
+    for future in waiting:
+        yield from future.result()
 
 
 def labels_of(condition: str) -> dict[str, str | int | None]:
@@ -73,7 +111,3 @@ def labels_of(condition: str) -> dict[str, str | int | None]:
     if condition.startswith("dr"):
         return {"diagnosis": "dr", "dr_grade": int(condition[2:])}
     return {"diagnosis": condition, "dr_grade": None}
-
-
-def _save(image_SSC: NDArray[np.uint8], path: Path) -> None:
-    Image.fromarray(image_SSC).save(path, compress_level=_PNG_LEVEL)

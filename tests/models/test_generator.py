@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -76,3 +78,12 @@ def test_a_damaged_generator_is_an_error_that_says_so(folder, damage: str) -> No
         model.write_text(model.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(ModelError):
         Generator.load(folder)
+
+
+def test_plans_drawn_by_threads_in_any_order_give_the_images_of_a_plain_loop(folder) -> None:
+    generator = Generator.load(folder)
+    plans = list(generator.plans("amd", 70, 1))
+    with ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(generator.drawn, reversed(plans)))[::-1]
+    images = np.concatenate([batch.images_NSSC for batch in batches])
+    np.testing.assert_array_equal(images, drawn(folder, "amd", 70, 1))
