@@ -7,6 +7,7 @@ The noise multiplier is found before the first step and kept for the study, by i
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ import torch
 
 from fundusgen.data.manifest import ManifestSettings
 from fundusgen.data.patients import PatientDataset, load_patients
+from fundusgen.data.problems import left_out_count
 from fundusgen.errors import (
     AccountingError,
     DataError,
@@ -84,6 +86,7 @@ def _word(error: FundusgenError) -> RefusalReason:
 
 
 def _answer(site: SiteFolder, request: Request) -> Answer:
+    started_s = time.monotonic()
     settings, policy, study = site.settings(), _policy(site), _study(request)
     declared = settings.data.declared_patients
     outbox = Outbox(site.outbox)
@@ -124,6 +127,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
             noise_kind=study.privacy.noise,
             patients_declared=declared,
         )
+        training_s = time.monotonic()
         weights = train_round(
             study,
             model,
@@ -134,6 +138,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
             noise=noise,
             device=prepare_device(settings),
         )
+        training_s = time.monotonic() - training_s
         receipt = Receipt(
             site=settings.name,
             study_hash=request.study_hash,
@@ -150,9 +155,10 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
         ledger.commit(event_id, event, payload_digest)
         ledger.release(event_id, payload_digest)
     log.info(
-        "round %d of %s answered: epsilon is %.3f of %.3f at delta %g",
-        request.round_number, study.study_id, receipt.epsilon_total, policy.max_epsilon,
-        policy.delta,
+        "round %d of %s answered in %.2f s, %.2f s of it training: epsilon is %.3f of %.3f at "
+        "delta %g",
+        request.round_number, study.study_id, time.monotonic() - started_s, training_s,
+        receipt.epsilon_total, policy.max_epsilon, policy.delta,
     )  # fmt: skip
     return Answer(weights, receipt)
 
@@ -251,23 +257,18 @@ def _require_budget(ledger: Ledger, policy: Policy, study: Study, event: Event) 
 
 
 def _patients(site: SiteFolder, settings: SiteSettings, study: Study) -> PatientDataset:
-    data = settings.data
     loaded = load_patients(
-        ManifestSettings(
-            manifest=data.manifest,
-            root=data.root,
-            columns=data.columns,
-            ignored_columns=data.ignored_columns,
-            one_image_per_patient=data.one_image_per_patient,
-        ),
+        ManifestSettings.of(settings.data),
         study.image_size,
         study.conditions,
         site.cache,
     )
+    left_out = left_out_count(loaded.problems)
     log.info(
-        "%d patients, %d images; left out: %d rows with problems, %d images of other conditions",
-        len(loaded.dataset), loaded.dataset.image_count, len(loaded.problems),
-        loaded.left_out_for_condition,
+        "%d patients, %d images; left out: %d rows with problems, %d images of other conditions;"
+        " %d warnings",
+        len(loaded.dataset), loaded.dataset.image_count, left_out, loaded.left_out_for_condition,
+        len(loaded.problems) - left_out,
     )  # fmt: skip
     return loaded.dataset
 
