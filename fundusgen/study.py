@@ -53,6 +53,8 @@ class ModelSettings(Settings):
         kind: The family; `vae` is a conditional convolutional VAE.
         width: Channels of the first level; the levels below have up to four times as many.
         latent: Length of the latent vector.
+        pixel_std: Standard deviation of the pixel likelihood, in units of [-1, 1].
+        beta: Weight of the KL term; see `fundusgen.models.vae.VAE`.
         private: Which parameters are trained on patients, as glob patterns over their names.
     """
 
@@ -60,6 +62,7 @@ class ModelSettings(Settings):
     width: Annotated[int, Field(ge=4, le=256, multiple_of=4)] = 16
     latent: Annotated[int, Field(ge=2, le=1024)] = 32
     pixel_std: PositiveFloat = 0.15
+    beta: PositiveFloat = 1.0
     private: tuple[str, ...] = ("*",)
 
 

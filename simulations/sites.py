@@ -1,5 +1,6 @@
 """The site folders of a simulation: of phantoms, or of real photographs split by patient."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fundusgen.study import PartitionRule, PhantomSite, Study
 from simulations.partition import main_condition, partition
 
 # Phantoms are drawn somewhat larger than the model sees them, as a camera would.
-_PHANTOM_SCALE = 2
+_PHANTOM_SCALE = 1.5
 _DECLARED_STEP = 10
 
 
@@ -64,9 +65,10 @@ def _phantom_site(
         site.path / "data",
         patients=wanted.patients,
         seed=study.seed + number,
-        size_px=study.image_size * _PHANTOM_SCALE,
+        size_px=round(study.image_size * _PHANTOM_SCALE),
         camera_style=wanted.camera,
         conditions_mix={str(name): weight for name, weight in wanted.mix.items()},
+        workers=os.cpu_count() or 1,
     )
     _write_settings(study, site, Path("data/manifest.csv"), Path("data"), wanted.patients)
 

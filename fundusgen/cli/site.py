@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fundusgen.data.cache import framed_images
 from fundusgen.data.manifest import ManifestSettings, read_manifest
+from fundusgen.data.problems import left_out_count
 from fundusgen.errors import SiteError
 from fundusgen.privacy.ledger import Ledger
 from fundusgen.privacy.ledger_file import head_file
@@ -87,26 +88,18 @@ def check(
     """Read the manifest and every image as a study would, and list what cannot be used."""
     site = SiteFolder(folder)
     data = site.settings().data
-    reading = read_manifest(
-        ManifestSettings(
-            manifest=data.manifest,
-            root=data.root,
-            columns=data.columns,
-            ignored_columns=data.ignored_columns,
-            one_image_per_patient=data.one_image_per_patient,
-            strict=strict,
-        )
-    )
+    reading = read_manifest(ManifestSettings.of(data, strict=strict))
     framed = framed_images(reading.rows, image_size, site.cache, strict=strict, workers=workers)
     problems = sorted(reading.problems + framed.problems, key=lambda problem: problem.line)
     for problem in problems[:_SHOWN_PROBLEMS]:
         typer.echo(str(problem))
     if len(problems) > _SHOWN_PROBLEMS:
         typer.echo(f"... and {len(problems) - _SHOWN_PROBLEMS} more")
-    patients = len({row.patient_id for row in framed.rows})
+    patients, left_out = len({row.patient_id for row in framed.rows}), left_out_count(problems)
     typer.echo(
-        f"{len(framed.rows)} images of {patients} patients can be used, "
-        f"{len(problems)} rows are left out; declared are {data.declared_patients} patients"
+        f"{len(framed.rows)} images of {patients} patients can be used, {left_out} rows are left "
+        f"out, {len(problems) - left_out} more have a warning; declared are "
+        f"{data.declared_patients} patients"
     )
 
 

@@ -29,6 +29,7 @@ def build_model(study: Study) -> VAE:
             width=study.model.width,
             latent=study.model.latent,
             pixel_std=study.model.pixel_std,
+            beta=study.model.beta,
         )
     require_private_layers(model)
     return model

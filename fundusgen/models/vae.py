@@ -110,13 +110,22 @@ class VAE(nn.Module):
         width: Channels of the finest level, a multiple of 4.
         latent: Length of the latent vector.
         pixel_std: Standard deviation of the pixel likelihood, in units of [-1, 1].
+        beta: Weight of the KL term (Higgins et al. 2017); above 1, only what moves many pixels is
+            worth a latent dimension, and samples lie nearer to what was learned.
 
     Raises:
         ModelError: An argument is out of its range.
     """
 
     def __init__(
-        self, *, image_size: int, conditions: int, width: int, latent: int, pixel_std: float = 0.15
+        self,
+        *,
+        image_size: int,
+        conditions: int,
+        width: int,
+        latent: int,
+        pixel_std: float = 0.15,
+        beta: float = 1.0,
     ) -> None:
         """Make the network with torch's own initialisation."""
         super().__init__()
@@ -127,6 +136,7 @@ class VAE(nn.Module):
         self.latent = latent
         self.image_size = image_size
         self.pixel_std = pixel_std
+        self.beta = beta
         self.encoder = Encoder(image_size, conditions, width, latent)
         self.decoder = Decoder(image_size, conditions, width, latent)
 
@@ -147,7 +157,8 @@ class VAE(nn.Module):
         squared_B = ((drawn_BCSS - images_BCSS) ** 2).flatten(1).mean(1)
         kl_BZ = 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ)
         values = images_BCSS.shape[1:].numel()
-        losses_B: Tensor = squared_B / (2 * self.pixel_std**2) + kl_weight * kl_BZ.sum(1) / values
+        weight = kl_weight * self.beta / values
+        losses_B: Tensor = squared_B / (2 * self.pixel_std**2) + weight * kl_BZ.sum(1)
         return losses_B
 
 

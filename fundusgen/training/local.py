@@ -82,8 +82,8 @@ def train_round(
         PoissonPatients(len(patients), stage.sample_rate, noise),
     )
     loss = _PatientLoss(model, names, kl_weight(stage, round_number))
-    # Which image and which mirror image of a patient is seen is no part of the guarantee, so an
-    # ordinary generator does; it is seeded by the operating system all the same.
+    # Which image of a patient is seen is no part of the guarantee, so an ordinary generator does;
+    # it is seeded by the operating system all the same.
     views = np.random.default_rng()
 
     def load(indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
