@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fundusgen.run_folder import RunFolder
+from fundusgen.site import SiteFolder
+from fundusgen.study import Study
+from fundusgen.training.forecast import WARN_NOISE_OVER_SIGNAL, forecast
 from simulations.run import only_one, prepare
 from simulations.run import simulate as run_simulation
 
@@ -29,7 +32,8 @@ def simulate(
     """Run a study on this machine, with Flower's simulation runtime and a ledger a site."""
     console = Console(stderr=False, highlight=False)
     with only_one(out):
-        run, _, count = prepare(study, out, sites, console.print)
+        run, settings, count = prepare(study, out, sites, console.print)
+        _print_forecast(run, settings, console)
         if prepare_only:
             console.print(f"{count} sites are ready in {run.sites}")
             return
@@ -37,6 +41,23 @@ def simulate(
         run_simulation(run, count, cpus_per_client=cpus_per_client, on_tick=progress.tick)
         progress.tick()
     print_summary(run, console)
+
+
+def _print_forecast(run: RunFolder, study: Study, console: Console) -> None:
+    folders = [SiteFolder(path.parent) for path in sorted(run.sites.glob("*/site.yaml"))]
+    expected = forecast(study, [site.settings().data.declared_patients for site in folders])
+    console.print(
+        f"{len(folders)} sites, {expected.private_parameters:,} private parameters, noise "
+        f"multiplier {expected.noise_multiplier:.3f}, noise over signal of a step "
+        f"{expected.noise_over_signal:.2f}"
+    )
+    if expected.noise_over_signal > WARN_NOISE_OVER_SIGNAL:
+        console.print(
+            f"warning: above {WARN_NOISE_OVER_SIGNAL:g} little is learned. Train fewer parameters "
+            "(model.width, model.private), sample more patients a step (sample_rate), or pool "
+            "more sites",
+            style="yellow",
+        )
 
 
 def print_summary(run: RunFolder, console: Console) -> None:
