@@ -16,16 +16,18 @@ _PACKAGES = ("flwr", "torch", "opacus", "numpy", "pillow", "torchmetrics")
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 
+def environment() -> dict[str, object]:
+    """Versions and machine, as plain JSON; holds no names of users, hosts or folders."""
+    return {
+        "fundusgen": __version__,
+        "packages": {name: version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "byte_order": sys.byteorder,
+    }
+
+
 def write_environment(path: Path) -> None:
-    """Write versions and machine as JSON; holds no names of users, hosts or folders."""
-    write_json(
-        path,
-        {
-            "fundusgen": __version__,
-            "packages": {name: version(name) for name in _PACKAGES},
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "cores": os.cpu_count(),
-            "byte_order": sys.byteorder,
-        },
-    )
+    """Write `environment` to a file."""
+    write_json(path, environment())

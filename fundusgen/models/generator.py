@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fundusgen.errors import ModelError
 from fundusgen.models.factory import build_model, load_weights
@@ -101,9 +102,9 @@ class Generator:
         self.device = device or torch.device("cpu")
         model = build_model(study)
         load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+        self._decoder = model.decoder.to(self.device).eval()
         # On processors, convolutions with channels last take two thirds of the time.
-        decoder = model.decoder.to(self.device, memory_format=torch.channels_last)
-        self._decoder = decoder.eval()
+        convert_conv2d_weight_memory_format(self._decoder, torch.channels_last)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | None = None) -> "Generator":
