@@ -78,7 +78,9 @@ def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> tuple[list[Ten
         L2 norm of at most clip_norm, up to rounding, for which callers keep `ROUNDING_MARGIN`.
         The norm is taken over all tensors together.
     Edge cases: no patients give zero sums; zero rows stay zero; rows below the bound are kept
-        as they are; a row that is not finite, or whose norm overflows, raises.
+        as they are. A row that is not finite, or whose norm overflows, adds nothing: an error
+        would be an answer without noise, to a server that may have chosen the weights so that
+        one patient alone overflows.
 
     Args:
         gradients: One tensor a parameter, each (P, *shape), float32 or float64.
@@ -86,21 +88,15 @@ def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> tuple[list[Ten
 
     Returns:
         Sums in float64, each of the parameter's shape, and the norms before clipping (P,),
-        float64, which are private.
-
-    Raises:
-        PrivacyError: A gradient is not finite. Nothing says whose.
+        float64, which are private and not finite where the row is not.
     """
     norms_P = patient_norms(gradients)
-    if not bool(torch.isfinite(norms_P).all()):
-        raise PrivacyError(
-            "a patient's gradient is not finite",
-            expected="finite gradients, so that clipping can bound them",
-            remedy="Nothing of this step was applied. Lower the learning rate, or look for a loss "
-            "that overflows",
-        )
     # A zero norm divides to infinity, and the bound of 1 makes that a factor of 1.
     factors_P = (clip_norm / norms_P).clamp_(max=1.0)
+    finite_P = torch.isfinite(norms_P)
+    if not bool(finite_P.all()):
+        # Left out by index: a factor of zero would not undo a NaN.
+        factors_P, gradients = factors_P[finite_P], [rows[finite_P] for rows in gradients]
     sums = [_weighted_sum(factors_P, gradient) for gradient in gradients]
     return sums, norms_P
 

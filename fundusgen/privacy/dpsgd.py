@@ -6,8 +6,9 @@ batch size, and hand the result to any torch optimizer. Sampling is in `sampling
 clipping in `clipping`, noise in `noise`; here they become a step that cannot be taken by halves.
 
 The step is Opacus' `DPOptimizer` (1.6): it queues the physical batches of a logical one, adds
-noise after the last, and divides. Replaced are its clipping (sums in float64, and a check that
-gradients are finite) and its noise (its secure mode needs a dead package, and adds in float32).
+noise after the last, and divides. Replaced are its clipping (sums in float64, and nothing of
+gradients that are not finite) and its noise (its secure mode needs a dead package, and adds in
+float32).
 
 What it costs is accounted elsewhere: one step is one subsampled Gaussian event with
 `noise_multiplier` and `sample_rate`, and is reserved in the ledger before it is taken.
@@ -139,12 +140,14 @@ class StepReport:
         clipped_fraction: Share of them whose gradient was clipped, 0 to 1.
         median_norm: Median norm of their gradients before clipping.
         mean_loss: Mean of their losses.
+        not_finite: Patients of the sample whose gradient was not finite, and so added nothing.
     """
 
     patients: int
     clipped_fraction: float | None
     median_norm: float | None
     mean_loss: float | None
+    not_finite: int = 0
 
 
 class PatientSGD:
@@ -158,7 +161,8 @@ class PatientSGD:
         parameters and settings do not depend on this site's data except through accounted
         mechanisms, and that nobody outside sees `StepReport`, memory, the time that a step
         takes, or whether it failed.
-    Edge cases: an empty sample takes its noise step like any other. Whatever goes wrong before
+    Edge cases: an empty sample takes its noise step like any other, and a patient whose gradient
+        is not finite adds nothing to it (see `clipped_sum`). Whatever goes wrong before
         the noise is on, nothing of the step is applied; and after any failure every later step
         is refused, as sampling again after looking at patients is no Poisson sample.
 
@@ -211,8 +215,7 @@ class PatientSGD:
             A report that stays at the site.
 
         Raises:
-            PrivacyError: A gradient is not finite, a batch does not hold one entry a patient,
-                or an earlier step failed.
+            PrivacyError: A batch does not hold one entry a patient, or an earlier step failed.
         """
         if not self._usable:
             raise PrivacyError(
@@ -313,6 +316,7 @@ def _report(norms_P: Tensor, losses_P: Tensor, clip_norm: float) -> StepReport:
         clipped_fraction=(norms_P > clip_norm).double().mean().item(),
         median_norm=norms_P.median().item(),
         mean_loss=losses_P.double().mean().item(),
+        not_finite=int((~torch.isfinite(norms_P)).sum()),
     )
 
 
