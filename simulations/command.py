@@ -16,7 +16,7 @@ from simulations.run import simulate as run_simulation
 
 
 def simulate(
-    study: Annotated[Path, typer.Argument(help="Study file, such as simulations/studies/*.yaml.")],
+    study: Annotated[Path, typer.Argument(help="Study file; examples are in simulations/studies.")],
     out: Annotated[Path, typer.Option(help="Run folder; one that was cut short is gone on with.")],
     sites: Annotated[
         Path | None,

@@ -5,6 +5,7 @@ same two apps. What was begun and not finished is gone on with.
 """
 
 import fcntl
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,12 +46,8 @@ def prepare(
     if run.study_file.is_file():
         _require_unfinished(run, study)
         say(f"going on with {out}, which stands at round {run.status()['round']}")
-    elif run.path.exists() and any(path.name != _LOCK for path in run.path.iterdir()):
-        raise RunError(
-            f"{out} is there already and holds no run",
-            expected="a new or empty folder, or one of an unfinished run",
-            remedy="Choose another --out",
-        )
+    else:
+        _require_empty(run)
     run.path.mkdir(parents=True, exist_ok=True)
     sites = make_sites(study, run.sites, sources, say)
     if sites < study.federation.min_sites:
@@ -125,6 +122,20 @@ def only_one(out: Path) -> Iterator[None]:
                 remedy="Wait for it, or choose another --out",
             ) from error
         yield
+
+
+def _require_empty(run: RunFolder) -> None:
+    """Refuse a folder of something else; clear away sites whose making was cut short."""
+    if not run.path.exists():
+        return
+    names = {path.name for path in run.path.iterdir()} - {_LOCK}
+    if names - {run.sites.name} or list(run.sites.glob("*/ledger.db*")):
+        raise RunError(
+            f"{run.path} is there already and holds no run",
+            expected="a new or empty folder, or one of an unfinished run",
+            remedy="Choose another --out",
+        )
+    shutil.rmtree(run.sites, ignore_errors=True)
 
 
 def _require_unfinished(run: RunFolder, study: Study) -> None:
