@@ -127,8 +127,8 @@ class FederationSettings(Settings):
             noise of all sites has been averaged; it wants `sgd` at the sites.
         server_learning_rate: Step of the server's Adam; falls to zero over the second half.
         ema_decay: Decay of the server's moving average of the weights, from which is drawn.
-        max_update_norm_ratio: A reply whose change is this many times longer than the median
-            reply's is dropped; needs three replies.
+        max_update_norm_ratio: A reply whose change, times the site's share, is this many times
+            longer than the median reply's is dropped; needs three replies.
     """
 
     rounds: Annotated[int, Field(ge=1, le=100_000)]

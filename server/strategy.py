@@ -218,8 +218,10 @@ class StudyStrategy(Strategy):
             except FederationError as error:
                 left_out.append(_entry_of(node, "dropped", str(error)))
         kept = sorted(accepted.values(), key=lambda reply: reply.receipt.site)
+        # Weighed as they enter the average: the noise of a small site is long, and its share small.
         far = outliers(
-            [reply.update_norm for reply in kept], self.study.federation.max_update_norm_ratio
+            [reply.update_norm * self._share(reply.receipt) for reply in kept],
+            self.study.federation.max_update_norm_ratio,
         )
         left_out += [
             _entry_of(

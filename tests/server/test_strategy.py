@@ -215,6 +215,12 @@ def test_an_update_far_longer_than_the_others_is_dropped(tmp_path) -> None:
     assert change_of(folder, first, rounds=1) == pytest.approx(0.01, abs=1e-4)
 
 
+def test_a_small_site_whose_noise_is_long_counts_with_its_small_share(tmp_path) -> None:
+    sites = [honest("a", 0.01, 500), honest("b", 0.01, 500), honest("c", 0.5, 10)]
+    folder, _, _ = run(tmp_path, sites, rounds=1)
+    assert [site["state"] for site in folder.metrics()[0]["sites"]] == ["accepted"] * 3
+
+
 def test_a_round_below_the_quorum_ends_the_run_with_every_reason(tmp_path) -> None:
     with pytest.raises(FederationError, match=r"budget-exhausted.*quorum of 2"):
         run(tmp_path, [honest("a"), BAD["refusal"]], quorum=2)
