@@ -31,8 +31,8 @@ def _reply(message: Message, context: Context) -> Answer | Refusal:
     try:
         site = site_folder(context.node_config)
     except SiteError as error:
-        # There is no site to log to; the operator's terminal is the site's too, but Flower
-        # uploads its own logger, so this goes to the client's logger only.
+        # There is no site to log to, so the operator's terminal it is. The text names a folder,
+        # and nothing that was read in it.
         log.error("%s", error)
         return Refusal(RefusalReason.SITE_MISCONFIGURED)
     try:

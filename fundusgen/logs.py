@@ -11,10 +11,12 @@ from pathlib import Path
 def log_to(path: Path, name: str) -> Iterator[logging.Logger]:
     """Send the logger `name`, from INFO up, to a file for the length of the block.
 
-    A client's log tells of patients' data. It stays at the site: it is not passed on to other
-    handlers, which in Flower would upload it to the server.
+    A client's log tells of patients' data. It stays at the site, readable by its owner only: it
+    is not passed on to other handlers, nor to the terminal, which Flower's simulation runtime
+    uploads.
     """
     logger = logging.getLogger(name)
+    path.touch(mode=0o600)
     handler = logging.FileHandler(path, encoding="utf-8")
     formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fundusgen.errors import SiteError
 from fundusgen.privacy.policy import Policy, load_policy
-from fundusgen.study import Name, describe
+from fundusgen.study import Name, UniqueKeyLoader, describe
 
 
 class SiteData(BaseModel):
@@ -113,14 +113,15 @@ class SiteFolder:
             SiteError: It is missing or wrong.
         """
         try:
-            content = yaml.safe_load(self.settings_file.read_text(encoding="utf-8"))
+            text = self.settings_file.read_text(encoding="utf-8")
+            content = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 - a SafeLoader
             settings = SiteSettings.model_validate(content)
         except ValidationError as error:
             raise SiteError(
                 f"{self.settings_file}: {describe(error, SiteSettings)}",
                 remedy="Correct the file",
             ) from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
             raise SiteError(
                 f"{self.settings_file} cannot be read: {' '.join(str(error).split())}",
                 expected="a site folder with site.yaml",

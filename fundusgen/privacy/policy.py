@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from fundusgen.errors import PrivacyError, SiteError
+from fundusgen.study import UniqueKeyLoader
 
 
 class RefusalReason(StrEnum):
     """Everything a site ever says when it says no. No word depends on a patient's data.
 
-    Two words need care, since what is behind them happened with data in hand: `no-data` and
-    `failed` each tell that the site's folder or machine is broken, once, and nothing of how.
+    Two words need care, since what is behind them happened with data in hand: `no-data` tells
+    that the manifest or all images of the site cannot be used, and `failed` that its machine is
+    broken. Neither depends on one patient more or less at a site with two usable patients, nor
+    on what a study asks for: a study of a condition that nobody has is answered with noise.
     """
 
     REQUEST_MALFORMED = "request-malformed"
@@ -76,8 +79,11 @@ def load_policy(path: Path) -> Policy:
         SiteError: It cannot be read as a whole; nothing is allowed then.
     """
     try:
-        return Policy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+        # A limit that is given twice is no limit that anybody can rely on.
+        return Policy.model_validate(yaml.load(text, Loader=UniqueKeyLoader))  # noqa: S506
+    # A value such as the date 2026-13-45 is a ValueError; so is what pydantic raises.
+    except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise SiteError(
             f"The policy {path} cannot be read: {' '.join(str(error).split())}",
             expected="a policy.yaml with max_epsilon, delta and known keys only",
