@@ -98,6 +98,24 @@ class Outbox:
             )
         return payload
 
+    def requests(self) -> frozenset[str]:
+        """Give the ids of all requests to which there is a reply.
+
+        Guarantee: names only what `put` kept, whether or not it was ever sent.
+        Edge cases: an absent folder has none. Foreign files and parts left by crashes are none.
+
+        Raises:
+            LedgerError: The folder cannot be read.
+        """
+        try:
+            names = os.listdir(self.folder) if self.folder.is_dir() else []  # noqa: PTH208
+        except OSError as error:
+            raise LedgerError(
+                f"the outbox cannot be read: {error.strerror or error}",
+                remedy="Repair the permissions of the outbox",
+            ) from error
+        return frozenset(name.partition(".")[0] for name in names if _NAME.fullmatch(name))
+
     def sweep(self, keep: Collection[str]) -> int:
         """Delete replies whose digest is not in `keep`, and parts left by crashes.
 

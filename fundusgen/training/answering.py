@@ -6,13 +6,16 @@ Whatever goes wrong, what leaves is an `Answer` that the ledger holds or a `Refu
 The noise multiplier is found before the first step and kept for the study, by its first event.
 """
 
+import json
 import logging
 import time
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 
+from fundusgen.data.conditions import CONDITIONS
 from fundusgen.data.manifest import ManifestSettings
 from fundusgen.data.patients import PatientDataset, load_patients
 from fundusgen.data.problems import left_out_count
@@ -39,9 +42,11 @@ from fundusgen.privacy.outbox import Outbox
 from fundusgen.privacy.policy import Policy, RefusalReason, Refused, require_allowed
 from fundusgen.site import SiteFolder, SiteSettings
 from fundusgen.study import Study, parse_study
-from fundusgen.training.local import load_model, train_round
+from fundusgen.training.local import load_model, prepare_round, train_round
 
 log = logging.getLogger("fundusgen.client")
+# No study is near this long; parsing what a server made up should not take minutes.
+MAX_STUDY_CHARACTERS = 1 << 20
 
 # What an error says to the server, by where it comes from; the rest is `failed`.
 _WORDS: tuple[tuple[type[FundusgenError], RefusalReason], ...] = (
@@ -91,6 +96,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
     declared = settings.data.declared_patients
     outbox = Outbox(site.outbox)
     with Ledger.open(site.ledger_file) as ledger:
+        _require_whole(ledger, outbox)
         decision = answer_for(
             ledger,
             study_hash=request.study_hash,
@@ -115,6 +121,16 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
         model = load_model(study, request.weights)
         patients = _patients(site, settings, study)
         noise: NoiseSource = SecureNoise() if study.privacy.noise == "secure" else FastNoise()
+        prepared = prepare_round(
+            study,
+            model,
+            patients,
+            round_number=request.round_number,
+            noise_multiplier=event.noise_multiplier,
+            declared_patients=declared,
+            noise=noise,
+            device=prepare_device(settings),
+        )
         event_id = ledger.reserve(
             study_id=study.study_id,
             study_hash=request.study_hash,
@@ -128,16 +144,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
             patients_declared=declared,
         )
         training_s = time.monotonic()
-        weights = train_round(
-            study,
-            model,
-            patients,
-            round_number=request.round_number,
-            noise_multiplier=event.noise_multiplier,
-            declared_patients=declared,
-            noise=noise,
-            device=prepare_device(settings),
-        )
+        weights = train_round(prepared)
         training_s = time.monotonic() - training_s
         receipt = Receipt(
             site=settings.name,
@@ -172,11 +179,12 @@ def _policy(site: SiteFolder) -> Policy:
 
 def _study(request: Request) -> Study:
     """The study that came with the request, if it is the one the request names."""
+    _require_json(request.study)
     study = parse_study(request.study, source="the study in the request")
     if study.study_hash != request.study_hash or request.stage != "dpsgd":
         raise Refused(
             RefusalReason.STUDY_MISMATCH,
-            f"The request names study {request.study_hash[:12]}, stage {request.stage}",
+            f"The request names study {request.study_hash[:12]!r}, stage {request.stage[:12]!r}",
             expected=f"study {study.study_hash[:12]}, which is the text that came with it",
         )
     if request.round_number > study.federation.rounds:
@@ -186,6 +194,35 @@ def _study(request: Request) -> Study:
             expected=f"at most the study's {study.federation.rounds} rounds",
         )
     return study
+
+
+def _require_json(text: str) -> None:
+    """Refuse a study in anything but JSON: a few lines of YAML can unfold to gigabytes."""
+    try:
+        plain = len(text) <= MAX_STUDY_CHARACTERS and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        plain = False
+    if not plain:
+        raise Refused(
+            RefusalReason.STUDY_MISMATCH,
+            "The study in the request is no JSON object",
+            expected=f"a study as JSON of at most {MAX_STUDY_CHARACTERS} characters",
+        )
+
+
+def _require_whole(ledger: Ledger, outbox: Outbox) -> None:
+    """Refuse to go on with a ledger that does not know all replies of the outbox.
+
+    A reply is put there after its reservation. If the ledger lacks it, the ledger was lost or an
+    older one was put back, together with its head, and what was spent since is forgotten.
+    """
+    unknown = [request for request in outbox.requests() if ledger.find(request) is None]
+    if unknown:
+        raise LedgerError(
+            f"The outbox holds replies to {len(unknown)} requests that the ledger does not know",
+            expected="the ledger under which they were made",
+            remedy="Restore the ledger: without it, what was spent would be forgotten",
+        )
 
 
 def _replay(ledger: Ledger, outbox: Outbox, decision: Replay, request: Request) -> Answer:
@@ -257,26 +294,47 @@ def _require_budget(ledger: Ledger, policy: Policy, study: Study, event: Event) 
 
 
 def _patients(site: SiteFolder, settings: SiteSettings, study: Study) -> PatientDataset:
+    # Whether the site has a patient with some condition is as private as anything: a study of a
+    # condition that nobody here has is answered with noise, not with a word. So all conditions
+    # are loaded, and the study's are picked here, be there any or not.
     loaded = load_patients(
-        ManifestSettings.of(settings.data),
-        study.image_size,
-        study.conditions,
-        site.cache,
+        ManifestSettings.of(settings.data), study.image_size, CONDITIONS, site.cache
     )
+    place_of = np.array(
+        [study.conditions.index(name) if name in study.conditions else -1 for name in CONDITIONS]
+    )
+    patients = loaded.dataset.subset(
+        np.flatnonzero(place_of[loaded.dataset.conditions_N] >= 0).astype(np.int64)
+    )
+    patients.conditions_N = place_of[patients.conditions_N].astype(np.int64)
     left_out = left_out_count(loaded.problems)
     log.info(
         "%d patients, %d images; left out: %d rows with problems, %d images of other conditions;"
         " %d warnings",
-        len(loaded.dataset), loaded.dataset.image_count, left_out, loaded.left_out_for_condition,
-        len(loaded.problems) - left_out,
+        len(patients), patients.image_count, left_out,
+        loaded.dataset.image_count - patients.image_count, len(loaded.problems) - left_out,
     )  # fmt: skip
-    return loaded.dataset
+    return patients
 
 
 def prepare_device(settings: SiteSettings) -> torch.device:
-    """Set the number of threads and choose the device, as `site.yaml` says."""
+    """Set the number of threads and choose the device, as `site.yaml` says.
+
+    Raises:
+        SiteError: There is no such device here.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
+    try:
+        device = torch.device(settings.device)
+        torch.empty(1, device=device)
+    # Torch without CUDA says so by an assertion.
+    except (RuntimeError, AssertionError) as error:
+        raise SiteError(
+            f"The device '{settings.device}' cannot be used: {str(error).splitlines()[0]}",
+            expected="a torch device of this machine, or auto",
+            remedy="Correct `device` in site.yaml",
+        ) from error
+    return device

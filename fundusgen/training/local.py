@@ -3,7 +3,9 @@
 Legend of axes: P patients of a physical batch, K views of a patient, Z latent.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,27 +14,52 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fundusgen.data.patients import PatientDataset
+from fundusgen.errors import ModelError
 from fundusgen.federation.weights import Weights
 from fundusgen.models.factory import build_model, load_weights, private_names
 from fundusgen.models.vae import VAE
-from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
+from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD, StepReport
 from fundusgen.privacy.noise import NoiseSource
 from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.study import DPSGDStage, Study
+
+# Of the site: it goes to a file there and nowhere else.
+log = logging.getLogger("fundusgen.client")
 
 
 def load_model(study: Study, weights: Weights) -> VAE:
     """Build the study's model with the weights that the server sent.
 
     Raises:
-        ModelError: The weights do not fit the study's model.
+        ModelError: The weights do not fit the study's model, or are not finite.
     """
     model = build_model(study)
+    if not all(np.isfinite(array).all() for array in weights.values()):
+        raise ModelError(
+            "The weights that came in hold a value that is not finite",
+            expected="finite weights, from which something can be learned",
+            remedy="Tell the study lead: the server's model has diverged",
+        )
     load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
     return model
 
 
-def train_round(
+@dataclass(frozen=True)
+class PreparedRound:
+    """A round with all its settings found to be right, and none of its steps taken.
+
+    Attributes:
+        private: The private parameters by name; the steps change them.
+        steps: How many steps the round takes.
+        step: Takes one of them.
+    """
+
+    private: Mapping[str, nn.Parameter]
+    steps: int
+    step: Callable[[], StepReport]
+
+
+def prepare_round(
     study: Study,
     model: nn.Module,
     patients: PatientDataset,
@@ -42,14 +69,14 @@ def train_round(
     declared_patients: int,
     noise: NoiseSource,
     device: torch.device,
-) -> Weights:
-    """Take a round's DP-SGD steps and return the private part of the weights.
+) -> PreparedRound:
+    """Build a round's mechanism, so that what is wrong with its settings costs no privacy.
 
-    Guarantee: the result is the output of `steps_per_round` subsampled Gaussian mechanisms on
-    patients with the study's sample rate and this noise multiplier, whatever the weights that
-    came in, and of nothing else that depends on patients.
-    Edge cases: an empty Poisson batch takes its noise step; a gradient that is not finite raises
-    before anything is applied.
+    Guarantee: `train_round` of the result is `steps_per_round` subsampled Gaussian mechanisms
+    on patients with the study's sample rate and this noise multiplier, whatever the weights
+    that came in, and nothing else that depends on patients. No image is read here; whether this
+    raises depends on public settings only.
+    Edge cases: no patients at all are allowed: every step is noise.
 
     Args:
         study: The study.
@@ -62,11 +89,18 @@ def train_round(
         device: Where to compute.
 
     Raises:
-        PrivacyError: A gradient is not finite.
+        ModelError: `model.private` names no parameter.
+        PrivacyError: A setting is out of range.
     """
     stage = study.stages.dpsgd
     model.to(device)
     names = private_names(model, study.model.private)
+    if not names:
+        raise ModelError(
+            "The study's model.private names no parameter",
+            expected="at least one pattern, such as '*'",
+            remedy="Tell the study lead: without private parameters there is nothing to train",
+        )
     private = {name: model.get_parameter(name) for name in names}
     sgd = PatientSGD(
         private,
@@ -82,18 +116,40 @@ def train_round(
         PoissonPatients(len(patients), stage.sample_rate, noise),
     )
     loss = _PatientLoss(model, names, kl_weight(stage, round_number))
-    # Which image of a patient is seen is no part of the guarantee, so an ordinary generator does;
-    # it is seeded by the operating system all the same.
-    views = np.random.default_rng()
+    # A patient more in a sample gives the patients after them other views and latents. That is
+    # covered as long as nobody knows the draws: each order of them is then as likely as any
+    # other. So they come from a generator of their own that the operating system seeds, and not
+    # from torch's global one, which anything in the process may have seeded.
+    draws = np.random.default_rng()
 
     def load(indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        images, conditions = patients.views(indices_P, stage.views_per_patient, views)
-        latent = torch.randn(*conditions.shape, study.model.latent)
+        images, conditions = patients.views(indices_P, stage.views_per_patient, draws)
+        shape = (*conditions.shape, study.model.latent)
+        latent = torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
         return images.to(device), conditions.to(device), latent.to(device)
 
-    for _ in range(stage.steps_per_round):
-        sgd.step(loss, load)
-    return {name: value.detach().cpu().numpy() for name, value in private.items()}
+    return PreparedRound(private, stage.steps_per_round, lambda: sgd.step(loss, load))
+
+
+def train_round(prepared: PreparedRound) -> Weights:
+    """Take a round's DP-SGD steps and return the private part of the weights.
+
+    Guarantee: as `prepare_round` says. What the steps report stays in the site's log.
+    Edge cases: an empty Poisson batch takes its noise step. A patient whose gradient is not
+    finite adds nothing. Weights that the noise made infinite are returned as they are: that
+    depends on the mechanism's output only.
+
+    Raises:
+        PrivacyError: A step failed; nothing of the round may be sent.
+    """
+    for number in range(1, prepared.steps + 1):
+        report = prepared.step()
+        if report.not_finite:
+            log.warning(
+                "step %d: the gradients of %d of %d patients were not finite and added nothing",
+                number, report.not_finite, report.patients,
+            )  # fmt: skip
+    return {name: value.detach().cpu().numpy() for name, value in prepared.private.items()}
 
 
 def kl_weight(stage: DPSGDStage, round_number: int) -> float:

@@ -31,6 +31,16 @@ def test_an_empty_outbox_has_no_reply(outbox):
     assert outbox.get(REQUEST, "0" * 64) is None
 
 
+def test_requests_are_named_whose_replies_are_kept_and_no_other_file(outbox):
+    assert outbox.requests() == frozenset()
+    outbox.put(REQUEST, b"first noise")
+    outbox.put(REQUEST, b"second noise")
+    outbox.put("fedcba9876543210", b"reply")
+    (outbox.folder / "notes.txt").write_text("of the operator")
+    (outbox.folder / f".{REQUEST}.{'0' * 64}.abc.tmp").write_bytes(b"part")
+    assert outbox.requests() == {REQUEST, "fedcba9876543210"}
+
+
 def test_the_reply_of_an_attempt_that_crashed_never_replaces_another(outbox):
     first, second = outbox.put(REQUEST, b"first noise"), outbox.put(REQUEST, b"second noise")
     assert outbox.get(REQUEST, first) == b"first noise"

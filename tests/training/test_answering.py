@@ -8,6 +8,7 @@ import pytest
 import yaml
 from small_study import phantom_site, request_for, small_study
 
+from fundusgen.data.patients import PatientDataset
 from fundusgen.federation.exchange import Answer, Refusal
 from fundusgen.federation.messages import reply_to_record
 from fundusgen.federation.weights import digest, require_fit
@@ -202,6 +203,127 @@ def test_a_site_without_usable_images_says_so_in_one_word_and_spends_nothing(sit
         image.write_bytes(b"broken")
     assert refused(site, request_for(small_study())) is RefusalReason.NO_DATA
     assert rows(site) == ()
+
+
+def test_whether_a_site_has_a_patient_with_a_condition_is_not_told(site) -> None:
+    """A refusal would tell it without noise, for each condition in turn, and at no cost."""
+    nobody_has = small_study(conditions=["dr4"])
+    answer = answered(site, nobody_has)
+    assert digest(answer.weights) != digest(request_for(nobody_has).weights)
+    assert [row.state for row in rows(site)] == ["released"]
+
+
+def test_conditions_are_numbered_as_the_study_lists_them(site) -> None:
+    settings = site.settings()
+    both = [
+        answering._patients(site, settings, small_study(conditions=names))
+        for names in (["normal", "amd"], ["amd", "dr1", "normal"], ["amd"])
+    ]
+    assert [set(patients.conditions_N) for patients in both] == [{0, 1}, {0, 2}, {0}]
+    assert both[0].image_count == both[1].image_count > both[2].image_count
+    np.testing.assert_array_equal(both[0].conditions_N == 0, both[1].conditions_N == 2)
+
+
+def test_whether_one_patients_gradient_overflows_is_not_told(site, monkeypatch) -> None:
+    """A server that chooses the weights could else ask for one patient by their image."""
+    views = PatientDataset.views
+    overflowing = []
+
+    def with_one_that_overflows(self, indices, *others):
+        images, conditions = views(self, indices, *others)
+        images[indices == 3] = 1e30
+        overflowing.extend(index for index in indices if index == 3)
+        return images, conditions
+
+    monkeypatch.setattr(PatientDataset, "views", with_one_that_overflows)
+    study = small_study(
+        stages={"dpsgd": {"steps_per_round": 2, "sample_rate": 1.0, "views_per_patient": 2}}
+    )
+    answer = answered(site, study)
+    assert len(overflowing) == 2
+    require_fit(answer.weights, request_for(study).weights)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_and_cost_nothing(site, value: float) -> None:
+    assert refused(site, request_for(small_study(), shift=value)) is RefusalReason.STUDY_MISMATCH
+    assert rows(site) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"stages": {"dpsgd": {"max_grad_norm": 1e9}}}, RefusalReason.FAILED),
+        ({"model": {"width": 4, "latent": 4, "private": []}}, RefusalReason.STUDY_MISMATCH),
+        (
+            {"model": {"width": 4, "latent": 4, "private": ["decodr.*"]}},
+            RefusalReason.STUDY_MISMATCH,
+        ),
+    ],
+)
+def test_a_mechanism_that_cannot_be_built_costs_nothing(site, changes, word) -> None:
+    assert refused(site, request_for(small_study(**changes))) is word
+    assert rows(site) == ()
+
+
+def test_a_device_that_is_not_there_costs_nothing(site) -> None:
+    settings = site.settings().model_copy(update={"device": "cuda:77"})
+    site.write(settings, site.policy())
+    assert refused(site, request_for(small_study())) is RefusalReason.SITE_MISCONFIGURED
+    assert rows(site) == ()
+
+
+@pytest.mark.parametrize("reason", ["a YAML bomb", "too long", "deep", "a number"])
+def test_a_study_that_is_no_plain_json_is_refused_before_it_is_unfolded(site, reason: str) -> None:
+    levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))
+    text = {
+        "a YAML bomb": f"a0: &a0 [x]\n{levels}\nstudy_id: *a9",
+        "too long": json.dumps({"study_id": "x" * answering.MAX_STUDY_CHARACTERS}),
+        "deep": "[" * 100_000,
+        "a number": "1",
+    }[reason]
+    request = replace(request_for(small_study()), study=text)
+    assert refused(site, request) is RefusalReason.STUDY_MISMATCH
+
+
+def test_a_ledger_that_was_deleted_with_its_head_is_missed_by_the_outbox(site) -> None:
+    study = small_study()
+    answered(site, study)
+    for path in site.path.glob("ledger.db*"):
+        path.unlink()
+    assert refused(site, request_for(study, 2)) is RefusalReason.LEDGER_UNUSABLE
+    assert refused(site, request_for(study, 1)) is RefusalReason.LEDGER_UNUSABLE
+
+
+def test_an_older_ledger_that_was_put_back_with_its_head_is_missed_by_the_outbox(
+    site, tmp_path
+) -> None:
+    study = small_study()
+    answered(site, study, 1)
+    kept = {path.name: path.read_bytes() for path in site.path.glob("ledger.db*")}
+    answered(site, study, 2)
+    for path in site.path.glob("ledger.db*"):
+        path.unlink()
+    for name, content in kept.items():
+        (site.path / name).write_bytes(content)
+    assert refused(site, request_for(study, 3)) is RefusalReason.LEDGER_UNUSABLE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_epsilon: 8\ndelta: 1.0e-5\nmax_epsilon: 80\n",
+        "max_epsilon: 8\ndelta: 2026-13-45\n",
+        "max_epsilon: .nan\ndelta: 1.0e-5\n",
+        "max_epsilon: 8\ndelta: .nan\n",
+        "max_epsilon: 8\ndelta: 1.0e-5\nmin_noise_multiplier: .nan\n",
+        "",
+        "{",
+    ],
+)
+def test_a_policy_that_can_be_read_in_two_ways_or_none_allows_nothing(site, text: str) -> None:
+    site.policy_file.write_text(text)
+    assert refused(site, request_for(small_study())) is RefusalReason.POLICY_UNREADABLE
 
 
 def test_three_broken_files_are_left_out_and_the_site_still_answers(site) -> None:
