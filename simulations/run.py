@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.site import SIMULATED_SITES
-from fundusgen.environment import KEEP_MEMORY
+from fundusgen.environment import KEEP_MEMORY, SHARE_CORES
 from fundusgen.errors import RunError
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically
@@ -76,7 +76,7 @@ def simulate(
     """
     # What an earlier attempt left says nothing of this one.
     run.write_status("prepared", round_number=run.status()["round"])
-    environment = {SIMULATED_SITES: str(run.sites), **KEEP_MEMORY}
+    environment = {SIMULATED_SITES: str(run.sites), **KEEP_MEMORY, **SHARE_CORES}
     log_file = run.path / "flower.log"
     with LocalFlower(run.path / "flower", log_file=log_file, environment=environment) as flower:
         try:

@@ -79,4 +79,7 @@ def write_problems(path: Path, problems: Sequence[RowProblem]) -> None:
         "left_out": left_out_count(problems),
         "problems": [asdict(problem) for problem in problems],
     }
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False), mode=0o600)
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    # Asked for in every round of a study: what has not changed is not written to the disk again.
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text, mode=0o600)

@@ -29,7 +29,7 @@ from simulations.benchmarks.child import Row, row
 from simulations.benchmarks.generation import REAL_STUDY
 from simulations.run import prepare, simulate
 
-SITES, PATIENTS, ROUNDS, SLOTS = 4, 120, 6, 2
+SITES, PATIENTS, ROUNDS, SLOTS = 4, 400, 8, 2
 _ANSWERED = re.compile(r"round (\d+) of \S+ answered in ([\d.]+) s, ([\d.]+) s of it training")
 
 
