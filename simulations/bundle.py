@@ -28,8 +28,9 @@ def own_app() -> dict[str, Path]:
     root = home.parent
     if (root / _CONFIGURATION).is_file():
         return app_files(root)
-    # An installed package has no checkout; the wheel carries the app's configuration.
-    return app_files(root, configuration=home / "flower_app.toml")
+    # An installed package has no checkout; the wheel carries these two of its files.
+    files = app_files(root, configuration=home / "flower_app.toml")
+    return {**files, "LICENSE": home / "flower_app_license"}
 
 
 def app_files(folder: Path, *, configuration: Path | None = None) -> dict[str, Path]:

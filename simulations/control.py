@@ -10,7 +10,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import httpx
 from flwr.cli.build import build_fab_from_files
@@ -121,25 +120,26 @@ class Control:
         words = [word for word in (status.status, status.sub_status) if word]
         return FlowerRun(run_id, ":".join(words), status.details)
 
-    def follow_log(self, run_id: str, sink: TextIO) -> threading.Thread:
-        """Copy a run's log into a file until the run has ended.
+    def follow_log(self, run_id: str, path: Path) -> threading.Thread:
+        """Append a run's log to a file until the run has ended.
 
         Args:
             run_id: The run.
-            sink: Open text file; written by the returned thread only.
+            path: The file, which the returned thread opens and closes: whoever is interrupted
+                while waiting for it takes nothing away from it.
 
         Returns:
             The started thread. It ends with the run, or when the connection breaks.
         """
 
         def copy() -> None:
-            try:
-                for part in self._client.StreamLogs(StreamLogsRequest(run_id=int(run_id))):
-                    sink.write(part.log_output)
-                    sink.flush()
-            except (httpx.HTTPError, ValueError) as error:
-                sink.write(f"[the log of Flower's run broke off: {error!r}]\n")
-                sink.flush()
+            with path.open("a", encoding="utf-8") as sink:
+                try:
+                    for part in self._client.StreamLogs(StreamLogsRequest(run_id=int(run_id))):
+                        sink.write(part.log_output)
+                        sink.flush()
+                except (httpx.HTTPError, ValueError, RuntimeError) as error:
+                    sink.write(f"[the log of Flower's run broke off: {error!r}]\n")
 
         thread = threading.Thread(target=copy, name=f"log of run {run_id}", daemon=True)
         thread.start()

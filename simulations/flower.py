@@ -147,13 +147,12 @@ class LocalFlower:
             )
         except httpx.HTTPError as error:
             raise self._broken("Flower's SuperLink did not take the run") from error
-        with self.log_file.open("a", encoding="utf-8") as sink:
-            start_of_log = sink.tell()
-            log = control.follow_log(run_id, sink)
-            while log.is_alive():
-                log.join(poll_s)
-                self._check_superlink()
-                on_tick()
+        start_of_log = self.log_file.stat().st_size if self.log_file.exists() else 0
+        log = control.follow_log(run_id, self.log_file)
+        while log.is_alive():
+            log.join(poll_s)
+            self._check_superlink()
+            on_tick()
         run = self._wait_finished(control, run_id, on_tick, poll_s)
         if run.status != COMPLETED:
             raise self._failed(run, start_of_log)
