@@ -39,13 +39,15 @@ NOISE_TOLERANCE = 2e-3
 def epsilon(events: Iterable[Event], delta: float) -> float:
     """Give the total epsilon of all events, composed: an upper bound.
 
-    Guarantee: the composition of the events, in whatever order and adaptively chosen outputs,
-    is (epsilon, delta)-DP for adding or removing one patient. The value is the smallest of
-    three upper bounds: PRV (estimate plus its error; the larger of both directions), RDP, and
-    the exact Gaussian with every patient in every step. The PRV's error is 0.2% of epsilon, at
-    least 0.0002 and at most 0.01; larger (up to 0.25) only where its grid would not fit into
-    memory, for an epsilon far above any budget. Where PRV cannot be computed soundly, the other
-    two stand.
+    Guarantee: the composition of the events, each mechanism chosen with all earlier outputs
+    known, but the noise, rates and steps of the events not chosen by them, is (epsilon, delta)-DP
+    for adding or removing one patient. (For numbers that follow from outputs, a cap on this value
+    is a privacy filter in the sense of Rogers et al. 2016; that is proven for Renyi DP at one
+    order, Feldman & Zrnic 2021, and not for PRV.) The value is the smallest of three upper
+    bounds: PRV (estimate plus its error; the larger of both directions), RDP, and the exact
+    Gaussian with every patient in every step. The PRV's error is 0.2% of epsilon, at least 0.0002
+    and at most 0.01; larger (up to 0.25) only where its grid would not fit into memory, for an
+    epsilon far above any budget. Where PRV cannot be computed soundly, the other two stand.
     Edge cases: no events, or none with steps, cost 0.0. Plain Gaussians alone are exact. More
     than `MAX_MECHANISMS` distinct pairs of noise and sample rate are rounded to fewer, towards
     less privacy. Never negative, NaN or infinite.

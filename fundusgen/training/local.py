@@ -73,8 +73,9 @@ def prepare_round(
     """Build a round's mechanism, so that what is wrong with its settings costs no privacy.
 
     Guarantee: `train_round` of the result is `steps_per_round` subsampled Gaussian mechanisms
-    on patients with the study's sample rate and this noise multiplier, whatever the weights
-    that came in, and nothing else that depends on patients. No image is read here; whether this
+    on patients with the study's sample rate and this noise multiplier, for whatever weights
+    came in (but see `ROUNDING_MARGIN` on weights that amplify float32's rounding), and nothing
+    else that depends on patients. No image is read here; whether this
     raises depends on public settings only.
     Edge cases: no patients at all are allowed: every step is noise.
 
