@@ -51,6 +51,9 @@ class SiteSettings(BaseModel):
         data: Where its images are.
         device: A torch device, or `auto` for a GPU where there is one.
         threads: Threads of a round's training; all cores where absent.
+        batch_patients: Patients whose gradients are held in memory at once. The site's own, so
+            that no study can make its memory tell how many patients it has; changes speed and
+            memory, not results. A GPU wants more.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +62,7 @@ class SiteSettings(BaseModel):
     data: SiteData
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
+    batch_patients: Annotated[int, Field(ge=1, le=4096)] = 16
 
 
 @dataclass(frozen=True)

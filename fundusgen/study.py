@@ -23,6 +23,8 @@ Condition = Literal[
 # Site names become folder names on the server, so they are checked wherever they arrive.
 SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 Name = Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
+# Accounting for more would keep a site busy for longer than the steps are worth.
+MAX_STEPS = 1_000_000
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -76,17 +78,15 @@ class DPSGDStage(Settings):
         views_per_patient: Images or augmentations averaged into a patient's one gradient.
         optimizer: The local optimizer; its state lives for one round.
         learning_rate: Its learning rate.
-        physical_patients: Patients held in memory at once; changes speed, not results.
         kl_warmup_rounds: Rounds over which the KL term grows to its full weight.
     """
 
     steps_per_round: Annotated[int, Field(ge=1, le=10_000)] = 4
-    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
-    max_grad_norm: PositiveFloat = 1.0
+    sample_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.25
+    max_grad_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     views_per_patient: Annotated[int, Field(ge=1, le=64)] = 2
     optimizer: Literal["sgd", "adam"] = "adam"
-    learning_rate: PositiveFloat = 1e-3
-    physical_patients: Annotated[int, Field(ge=1, le=4096)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=1e3)] = 1e-3
     kl_warmup_rounds: Annotated[int, Field(ge=0)] = 0
 
 
@@ -109,7 +109,7 @@ class PrivacySettings(Settings):
 
     unit: Literal["patient"] = "patient"
     target_epsilon: Annotated[float, Field(gt=0, le=100)]
-    target_delta: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
+    target_delta: Annotated[float, Field(ge=1e-12, le=1e-2)] = 1e-5
     noise: Literal["secure", "fast"] = "secure"
 
 
@@ -139,7 +139,7 @@ class FederationSettings(Settings):
     server_optimizer: Literal["average", "adam"] = "average"
     server_learning_rate: PositiveFloat = 1e-3
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    max_update_norm_ratio: Annotated[float, Field(gt=1)] = 20.0
+    max_update_norm_ratio: Annotated[float, Field(gt=1, le=1e6)] = 20.0
 
     @model_validator(mode="after")
     def _quorum_is_reachable(self) -> Self:
@@ -233,6 +233,15 @@ class Study(Settings):
     def _conditions_are_distinct(self) -> Self:
         if len(set(self.conditions)) != len(self.conditions):
             raise ValueError("conditions: a condition is listed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_accounted(self) -> Self:
+        if self.dpsgd_steps > MAX_STEPS:
+            raise ValueError(
+                f"{self.dpsgd_steps:,} steps (rounds times steps_per_round) are more than the "
+                f"{MAX_STEPS:,} that a site accounts for"
+            )
         return self
 
     @property

@@ -28,9 +28,9 @@ PatientLoss = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
 # bits, as kernels block their sums differently: what Casacuberta et al. 2022 (arXiv 2207.10635)
 # warn of. At 1e-6 of a gradient that is covered for a thousand patients a step even if all of it
 # pointed one way, and for far more as it does not. It costs a gradient 0.1% of its size.
-# It does not cover weights made for the purpose: a network that subtracts equal numbers and
+# It would not cover weights made for the purpose: a network that subtracts equal numbers and
 # multiplies what rounding left of them turns the last bits of the others into all of their
-# gradient. Only batches of one fixed shape, in which kernels block alike, would.
+# gradient. So DP-SGD asks for batches of one fixed shape, in which kernels block alike.
 ROUNDING_MARGIN = 2.0**-10
 # float32 norms of longer rows lose digits: 7e-5 at 300,000 equal entries, 4e-4 at 3 million.
 # Blocks of this many columns also keep their float64 copies in the processor's cache.
@@ -38,13 +38,19 @@ _BLOCK = 1 << 14
 
 
 def per_patient_gradients(
-    loss: PatientLoss, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]
+    loss: PatientLoss,
+    parameters: Mapping[str, Tensor],
+    batch: tuple[Tensor, ...],
+    *,
+    fixed_size: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Differentiate each patient's loss by itself.
 
     Guarantee: row p depends on patient p's entries of the batch and on the parameters only. This
-        holds as long as `loss` looks at nothing else that depends on patients. Rows are exact,
-        not yet bounded, and never leave the site.
+        holds as long as `loss` looks at nothing else that depends on patients; to the last bit
+        with `fixed_size`, as far as kernels treat the rows of one shape alike, which is tested
+        on the CPU; without it up to float32's rounding, which weights can be made to amplify.
+        Rows are exact, not yet bounded, and never leave the site.
     Edge cases: no patients give tensors with an empty first axis, without calling `loss`; a
         parameter that the loss ignores has zero gradient; a loss that draws random numbers
         inside is refused by vmap (pass them in the batch); one view or many is the loss's
@@ -54,22 +60,32 @@ def per_patient_gradients(
         loss: Mean loss of one patient, a scalar.
         parameters: Private parameters by name, at least one.
         batch: Tensors whose first axis is P; the same P for all, at least one tensor.
+        fixed_size: Number of patients to compute with, at least P, whatever P is: the last
+            patient is repeated, and the repeats are dropped from the result.
 
     Returns:
         Gradients by name, each (P, *shape of the parameter), and the losses (P,).
 
     Raises:
-        PrivacyError: The tensors of the batch disagree on the number of patients.
+        PrivacyError: The tensors of the batch disagree on the number of patients, or hold more
+            than `fixed_size`.
     """
     patients = _patients_in(batch)
+    if fixed_size is not None and patients > fixed_size:
+        raise PrivacyError(
+            "a batch holds more patients than its fixed size",
+            expected=f"at most {fixed_size}",
+            remedy="Load no more patients than were asked for",
+        )
     if patients == 0:
         empty = {name: tensor.new_zeros(0, *tensor.shape) for name, tensor in parameters.items()}
         return empty, next(iter(parameters.values())).new_zeros(0)
     # Detached and without grad mode: no second graph over the frozen part of the network.
     leaves = {name: tensor.detach() for name, tensor in parameters.items()}
+    padded = _padded(batch, fixed_size)
     with torch.no_grad():
-        gradients, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(leaves, batch)
-    return gradients, losses
+        gradients, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(leaves, padded)
+    return {name: rows[:patients] for name, rows in gradients.items()}, losses[:patients]
 
 
 def clipped_sum(gradients: Sequence[Tensor], clip_norm: float) -> tuple[list[Tensor], Tensor]:
@@ -147,3 +163,11 @@ def _patients_in(batch: tuple[Tensor, ...]) -> int:
             remedy="Give every tensor of the batch the patient axis first",
         )
     return lengths.pop()
+
+
+def _padded(batch: tuple[Tensor, ...], size: int | None) -> tuple[Tensor, ...]:
+    """Repeat the last patient until there are `size` of them."""
+    missing = 0 if size is None else size - len(batch[0])
+    if missing == 0:
+        return batch
+    return tuple(torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) for rows in batch)

@@ -55,7 +55,9 @@ class DPSGDSettings:
             from 1e-6 to 1e6.
         patients: The number of patients the site *declares*, at least 1. Not the true number:
             neighbours differ in it, and it scales every update, so the true one would leak.
-        physical_batch: Patients that are held in memory at a time; changes no result.
+        physical_batch: Patients that are held in memory at a time; every batch is computed with
+            exactly as many, so that one patient more does not change the shape of the others'.
+            Changes no result.
 
     Raises:
         PrivacyError: A number is out of range.
@@ -65,7 +67,7 @@ class DPSGDSettings:
     sample_rate: float
     max_grad_norm: float
     patients: int
-    physical_batch: int = 64
+    physical_batch: int = 16
 
     def __post_init__(self) -> None:
         """Refuse what would weaken the guarantee; comparisons are false for NaN."""
@@ -238,7 +240,9 @@ class PatientSGD:
         norms, losses = [], []
         for start in starts:
             batch = _load(load_batch, indices[start : start + size])
-            gradients, losses_P = per_patient_gradients(loss, self._parameters, batch)
+            gradients, losses_P = per_patient_gradients(
+                loss, self._parameters, batch, fixed_size=size
+            )
             for name, parameter in self._parameters.items():
                 parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]
             del gradients

@@ -130,6 +130,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
             declared_patients=declared,
             noise=noise,
             device=prepare_device(settings),
+            batch_patients=settings.batch_patients,
         )
         event_id = ledger.reserve(
             study_id=study.study_id,

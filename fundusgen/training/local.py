@@ -69,14 +69,14 @@ def prepare_round(
     declared_patients: int,
     noise: NoiseSource,
     device: torch.device,
+    batch_patients: int,
 ) -> PreparedRound:
     """Build a round's mechanism, so that what is wrong with its settings costs no privacy.
 
     Guarantee: `train_round` of the result is `steps_per_round` subsampled Gaussian mechanisms
     on patients with the study's sample rate and this noise multiplier, for whatever weights
-    came in (but see `ROUNDING_MARGIN` on weights that amplify float32's rounding), and nothing
-    else that depends on patients. No image is read here; whether this
-    raises depends on public settings only.
+    came in, and nothing else that depends on patients. No image is read here; whether this raises
+    depends on public settings only.
     Edge cases: no patients at all are allowed: every step is noise.
 
     Args:
@@ -88,6 +88,7 @@ def prepare_round(
         declared_patients: Public number of patients, the denominator of every step.
         noise: Source of the mechanism's randomness.
         device: Where to compute.
+        batch_patients: Patients whose gradients are held in memory at once.
 
     Raises:
         ModelError: `model.private` names no parameter.
@@ -111,7 +112,7 @@ def prepare_round(
             sample_rate=stage.sample_rate,
             max_grad_norm=stage.max_grad_norm,
             patients=declared_patients,
-            physical_batch=stage.physical_patients,
+            physical_batch=batch_patients,
         ),
         noise,
         PoissonPatients(len(patients), stage.sample_rate, noise),

@@ -125,7 +125,7 @@ def _dp_step(subject: Subject, parameters: Mapping[str, Tensor]) -> Step:
         sample_rate=1.0,
         max_grad_norm=1.0,
         patients=PATIENTS,
-        physical_batch=PATIENTS,
+        physical_batch=16,
     )
     noise = SecureNoise()
     sampler = PoissonPatients(PATIENTS, settings.sample_rate, noise)

@@ -111,3 +111,20 @@ def test_the_model_may_be_given_by_its_name() -> None:
 def test_the_studies_that_come_with_the_project_are_valid(name: str) -> None:
     folder = Path(__file__).parents[2] / "simulations" / "studies"
     assert load_study(folder / f"{name}.yaml").study_id == name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "stages: {dpsgd: {sample_rate: 5.0e-324}}",
+        "stages: {dpsgd: {max_grad_norm: 1.0e+9}}",
+        "stages: {dpsgd: {learning_rate: 1.0e+9}}",
+    ],
+)
+def test_a_setting_that_would_keep_a_site_busy_or_break_its_numbers_is_refused(change: str) -> None:
+    assert "dpsgd" in error_of(MINIMAL + change)
+
+
+def test_more_steps_than_a_site_accounts_for_are_refused() -> None:
+    text = MINIMAL.replace("rounds: 3", "rounds: 100000")
+    assert "1,000,000" in error_of(text + "stages: {dpsgd: {steps_per_round: 100}}")

@@ -253,7 +253,6 @@ def test_weights_that_are_not_finite_are_refused_and_cost_nothing(site, value: f
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"stages": {"dpsgd": {"max_grad_norm": 1e9}}}, RefusalReason.FAILED),
         ({"model": {"width": 4, "latent": 4, "private": []}}, RefusalReason.STUDY_MISMATCH),
         (
             {"model": {"width": 4, "latent": 4, "private": ["decodr.*"]}},
