@@ -19,6 +19,7 @@ from fundusgen.models.factory import build_model
 from fundusgen.models.generator import Generator, save_generator
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.population import phantom_images
+from fundusgen.report.card import write_card
 from fundusgen.report.page import write_report
 from fundusgen.report.pictures import draw_sheet, save_png
 from fundusgen.run_folder import RunFolder
@@ -86,20 +87,22 @@ class Postprocess:
         return weights
 
     def finish_run(self) -> None:
-        """Export the generator and write the report."""
-        metrics = self.run.metrics()
+        """Export the generator with its card, and write the report."""
+        epsilons = {
+            str(site["site"]): float(site["epsilon"])
+            for entry in self.run.metrics()
+            for site in entry["sites"]
+            if site["state"] == "accepted"
+        }
+        rounds, privacy = self.state.round_number, self.study.privacy
         facts = {
-            "rounds": self.state.round_number,
-            "epsilon_by_site": {
-                str(site["site"]): site["epsilon"]
-                for entry in metrics
-                for site in entry["sites"]
-                if site["state"] == "accepted"
-            },
-            "delta": self.study.privacy.target_delta,
-            "unit": self.study.privacy.unit,
+            "rounds": rounds,
+            "epsilon_by_site": epsilons,
+            "delta": privacy.target_delta,
+            "unit": privacy.unit,
         }
         save_generator(self.run.generator, self.study, self.state.average, facts)
+        write_card(self.run.generator, self.study, rounds, epsilons)
         write_report(self.run, self.study)
 
     def _stepped(self, new: Weights, round_number: int) -> tuple[Weights, Weights]:

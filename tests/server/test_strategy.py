@@ -18,6 +18,7 @@ from fundusgen.federation.messages import (
 )
 from fundusgen.federation.weights import Weights, digest
 from fundusgen.models.factory import build_model, private_names
+from fundusgen.models.generator import Generator
 from fundusgen.privacy.policy import RefusalReason
 from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
@@ -275,3 +276,16 @@ def test_an_epsilon_is_never_averaged(tmp_path) -> None:
         FakeGrid([honest("a"), costly]), pack_arrays(postprocess.state.weights), 1, 1.0
     )
     assert result.train_metrics_clientapp[1]["epsilon-max"] == 7.0
+
+
+def test_a_finished_run_has_a_generator_a_card_and_a_report(tmp_path) -> None:
+    folder, _, _ = run(tmp_path, [honest("a"), honest("b")])
+    Postprocess(study(), folder).finish_run()
+    drawn = next(Generator.load(folder.generator).draw("amd", 2, 1))
+    assert drawn.images_NSSC.shape == (2, 32, 32, 3)
+    card = (folder.generator / "README.md").read_text()
+    assert "| a | 1.000 |" in card
+    assert study().study_hash in card
+    page = folder.report.read_text()
+    assert "data:image/png;base64" in page
+    assert "http" not in page

@@ -1,0 +1,65 @@
+"""The model card beside a generator: what it is, what it cost, what it is not for.
+
+After Mitchell et al. 2019, "Model Cards for Model Reporting".
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fundusgen.storage import write_atomically
+from fundusgen.study import Study
+
+CARD_FILE = "README.md"
+
+
+def write_card(
+    folder: Path, study: Study, rounds: int, epsilon_by_site: Mapping[str, float]
+) -> None:
+    """Write the card, whole or not at all.
+
+    Args:
+        folder: The generator's folder.
+        study: The study that was trained.
+        rounds: Rounds that were finished.
+        epsilon_by_site: Total epsilon of each site after its last reply, over all its studies.
+    """
+    privacy = study.privacy
+    costs = "\n".join(
+        f"| {site} | {epsilon:.3f} |" for site, epsilon in sorted(epsilon_by_site.items())
+    )
+    write_atomically(
+        folder / CARD_FILE,
+        f"""# Generator of the study {study.study_id}
+
+A conditional {study.model.kind.upper()} that draws retinal fundus images of
+{study.image_size} px, learned by {len(epsilon_by_site)} sites over {rounds} rounds without a
+photograph leaving a site.
+
+- **Conditions**: {", ".join(study.conditions)}
+- **Study**: `{study.study_hash}`
+- **Draw**: `fundusgen generate FOLDER --condition {study.conditions[0]} --count 100 --out DIR`
+
+## Privacy
+Differential privacy per {privacy.unit}: bounds what anyone, the study's server included, can learn
+about whether one {privacy.unit} with all their images took part. This study aimed at epsilon
+{privacy.target_epsilon:g} at delta {privacy.target_delta:g}; the table has each site's total over
+all its studies. Epsilons of several sites add up for a {privacy.unit} who is at several of them.
+Drawing costs nothing.
+
+| site | epsilon |
+|---|---|
+{costs}
+
+## Intended use
+Research on private, federated generation; teaching how such images come about; trying out whether
+images of this quality help a classifier, measured on real images.
+
+## Not intended
+Diagnosis, or any decision about a patient. Evidence that a finding exists or looks like this:
+conditions are labels the sites gave, and fine structure may be missing or wrong. A substitute for
+real test images.
+
+## Quality
+Not measured here. Look at the pictures of the run, and compare with real images before any use.
+""",
+    )
