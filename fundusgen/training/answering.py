@@ -108,7 +108,7 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
         if isinstance(decision, Refuse):
             raise decision.as_error()
         if isinstance(decision, Replay):
-            return _replay(ledger, outbox, decision, request)
+            return _replay(ledger, outbox, policy, decision, request)
         event = _event(study, request, ledger.rows())
         require_allowed(
             policy,
@@ -226,7 +226,10 @@ def _require_whole(ledger: Ledger, outbox: Outbox) -> None:
         )
 
 
-def _replay(ledger: Ledger, outbox: Outbox, decision: Replay, request: Request) -> Answer:
+def _replay(
+    ledger: Ledger, outbox: Outbox, policy: Policy, decision: Replay, request: Request
+) -> Answer:
+    """Give the stored answer again; one that has not gone out yet must still be allowed."""
     payload = outbox.get(decision.row.request_id, decision.row.payload_digest)
     if payload is None:
         raise LedgerError(
@@ -235,6 +238,13 @@ def _replay(ledger: Ledger, outbox: Outbox, decision: Replay, request: Request) 
             remedy="Restore the outbox; the round is not trained twice",
         )
     if decision.row.state != "released":
+        total = ledger.epsilon(policy.delta)
+        if not total <= policy.max_epsilon:
+            raise Refused(
+                RefusalReason.BUDGET_EXHAUSTED,
+                f"Epsilon is {total:.3f} at delta {policy.delta:g}, this unreleased answer included",
+                expected=f"at most {policy.max_epsilon:g} by this site's policy",
+            )
         ledger.release(decision.row.event_id, decision.row.payload_digest)
     log.info("round %d was answered before: the same bytes again", request.round_number)
     return from_payload(payload)

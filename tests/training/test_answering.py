@@ -137,6 +137,19 @@ def test_a_crash_while_training_counts_in_full_and_the_round_can_be_asked_again(
     assert total == pytest.approx(epsilon(events, 1e-5))
 
 
+def test_an_answer_that_did_not_go_out_before_the_cap_was_lowered_stays_in(
+    site, monkeypatch
+) -> None:
+    study = small_study()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "release", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            answering.answer(site, request_for(study))
+    change_policy(site, max_epsilon=1.0)
+    assert refused(site, request_for(study)) is RefusalReason.BUDGET_EXHAUSTED
+    assert [row.state for row in rows(site)] == ["committed"]
+
+
 def test_a_crash_before_the_release_is_answered_from_the_outbox(site, monkeypatch) -> None:
     study = small_study()
     with monkeypatch.context() as patch:
