@@ -242,7 +242,7 @@ def _replay(
         if not total <= policy.max_epsilon:
             raise Refused(
                 RefusalReason.BUDGET_EXHAUSTED,
-                f"Epsilon is {total:.3f} at delta {policy.delta:g}, this unreleased answer included",
+                f"Epsilon is {total:.3f} at delta {policy.delta:g} with this unreleased answer",
                 expected=f"at most {policy.max_epsilon:g} by this site's policy",
             )
         ledger.release(decision.row.event_id, decision.row.payload_digest)
