@@ -87,14 +87,14 @@ class RunFolder:
             )
         return load_study(self.study_file)
 
-    def write_status(self, state: State, *, round_number: int = 0, message: str = "") -> None:
-        """Say how far the run is."""
-        write_json(self.status_file, {"state": state, "round": round_number, "message": message})
+    def write_status(self, state: State, *, message: str = "") -> None:
+        """Say what became of the run; how far it is, its checkpoints say."""
+        write_json(self.status_file, {"state": state, "message": message})
 
     def status(self) -> dict[str, Any]:
         """Read what `write_status` wrote; state `prepared` where nothing was."""
         if not self.status_file.is_file():
-            return {"state": "prepared", "round": 0, "message": ""}
+            return {"state": "prepared", "message": ""}
         status: dict[str, Any] = json.loads(self.status_file.read_text())
         return status
 

@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
             _run(grid, run, _study(run, str(context.run_config["study"])))
         except FundusgenError as error:
             log.error("%s", error)
-            run.write_status("failed", round_number=run.status()["round"], message=str(error))
+            run.write_status("failed", message=str(error))
             raise
 
 
@@ -53,7 +53,7 @@ def _study(run: RunFolder, study_file: str) -> Study:
 def _run(grid: Grid, run: RunFolder, study: Study) -> None:
     postprocess = Postprocess(study, run)
     write_environment(run.environment_file)
-    run.write_status("running", round_number=postprocess.state.round_number)
+    run.write_status("running")
     strategy = StudyStrategy(
         study, private_names(build_model(study), study.model.private), postprocess
     )
@@ -64,4 +64,4 @@ def _run(grid: Grid, run: RunFolder, study: Study) -> None:
         timeout=study.federation.timeout_s,
     )
     postprocess.finish_run()
-    run.write_status("finished", round_number=study.federation.rounds)
+    run.write_status("finished")

@@ -83,7 +83,6 @@ class Postprocess:
         self._draw(round_number)
         # Last: a round without its checkpoint is asked for again, and answered from the outboxes.
         save_checkpoint(self.run.checkpoints, self.state)
-        self.run.write_status("running", round_number=round_number)
         return weights
 
     def finish_run(self) -> None:

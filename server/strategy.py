@@ -28,8 +28,9 @@ from server.postprocess import Postprocess
 
 log = logging.getLogger("fundusgen.server")
 
-# Replies of a simulation arrive within milliseconds of each other; of hospitals, in seconds.
-_POLL_S = 0.1
+# Asking costs a request over the network where sites are hospitals, whose rounds take minutes; it
+# is free in a simulation, whose rounds take a second. So the pause grows with the wait.
+_LEAST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_PER_WAIT = 0.02, 0.5, 0.02
 
 
 @dataclass(frozen=True)
@@ -182,19 +183,21 @@ class StudyStrategy(Strategy):
                     expected=f"at least {wanted}",
                     remedy="Start the missing sites' clients, or lower federation.min_sites",
                 )
-            time.sleep(1)
+            time.sleep(_LONGEST_PAUSE_S)
 
     def _exchange(self, grid: Grid, messages: Iterable[Message], timeout_s: float) -> list[Message]:
         """Send, and wait until all have answered or the time is up."""
         waiting = set(grid.push_messages(messages))
-        deadline = time.monotonic() + timeout_s
+        started_s = time.monotonic()
+        deadline = started_s + timeout_s
         replies: list[Message] = []
         while waiting and time.monotonic() < deadline:
             arrived = list(grid.pull_messages(waiting))
             replies += arrived
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             if waiting and not arrived:
-                time.sleep(_POLL_S)
+                pause_s = _PAUSE_PER_WAIT * (time.monotonic() - started_s)
+                time.sleep(min(max(pause_s, _LEAST_PAUSE_S), _LONGEST_PAUSE_S))
         if waiting:
             log.warning("%d sites did not answer within %.0f s", len(waiting), timeout_s)
         return replies

@@ -13,6 +13,7 @@ from pathlib import Path
 from client.site import SIMULATED_SITES
 from fundusgen.environment import KEEP_MEMORY, SHARE_CORES
 from fundusgen.errors import RunError
+from fundusgen.federation.checkpoint import latest_checkpoint
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study, dump_study, load_study
@@ -45,7 +46,8 @@ def prepare(
     run = RunFolder(out.resolve())
     if run.study_file.is_file():
         _require_unfinished(run, study)
-        say(f"going on with {out}, which stands at round {run.status()['round']}")
+        done = latest_checkpoint(run.checkpoints, study.study_hash)
+        say(f"going on with {out} after round {done.round_number if done else 0}")
     else:
         _require_empty(run)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,7 @@ def simulate(
         RunError: The run failed; says why.
     """
     # What an earlier attempt left says nothing of this one.
-    run.write_status("prepared", round_number=run.status()["round"])
+    run.write_status("prepared")
     environment = {SIMULATED_SITES: str(run.sites), **KEEP_MEMORY, **SHARE_CORES}
     log_file = run.path / "flower.log"
     with LocalFlower(run.path / "flower", log_file=log_file, environment=environment) as flower:

@@ -21,6 +21,7 @@ from fundusgen.study import (
     FederationSettings,
     PhantomSite,
     SimulationSettings,
+    StageSettings,
     Study,
     dump_study,
     load_study,
@@ -34,25 +35,39 @@ _ANSWERED = re.compile(r"round (\d+) of \S+ answered in ([\d.]+) s, ([\d.]+) s o
 
 
 def run() -> list[Row]:
-    """Run the study in a temporary folder and take the times from what it leaves."""
+    """Measure with as many steps a round as the real study has, and with four."""
+    return [*run_with(None), *run_with(4)]
+
+
+def run_with(steps: int | None) -> list[Row]:
+    """Run the study in a temporary folder and take the times from what it leaves.
+
+    Args:
+        steps: DP-SGD steps a round; None for the real study's.
+    """
     cores = os.cpu_count() or 1
     cpus_per_client = max(1, cores // SLOTS)
     with TemporaryDirectory() as name:
         study_file = Path(name) / "study.yaml"
-        study_file.write_text(dump_study(bench_study()))
+        study = bench_study(steps)
+        study_file.write_text(dump_study(study))
         folder, _, sites = prepare(study_file, Path(name) / "run", None, lambda _: None)
         simulate(folder, sites, cpus_per_client=cpus_per_client, on_tick=lambda: None)
-        return _rows(folder, slots=min(SITES, cores // cpus_per_client))
+        steps = study.stages.dpsgd.steps_per_round
+        return _rows(folder, steps, slots=min(SITES, cores // cpus_per_client))
 
 
-def bench_study() -> Study:
-    """The real study, shortened and for phantoms."""
+def bench_study(steps: int | None) -> Study:
+    """The real study, shortened and for phantoms, with other steps a round if wanted."""
     real = load_study(REAL_STUDY)
     mix = {name: 1.0 for name in real.conditions if name in ("normal", "dr2", "amd")}
+    stage = real.stages.dpsgd
+    stage = stage.model_copy(update={"steps_per_round": steps or stage.steps_per_round})
     names = ("north", "south", "east", "west")
     return real.model_copy(
         update={
             "study_id": "bench",
+            "stages": StageSettings(dpsgd=stage),
             "federation": FederationSettings(rounds=ROUNDS, min_sites=SITES, quorum=SITES),
             "simulation": SimulationSettings(
                 phantom_sites=tuple(
@@ -64,7 +79,7 @@ def bench_study() -> Study:
     )
 
 
-def _rows(run: RunFolder, slots: int) -> list[Row]:
+def _rows(run: RunFolder, steps: int, slots: int) -> list[Row]:
     ended = {
         int(path.stem[-4:]): path.stat().st_mtime for path in run.checkpoints.glob("*.safetensors")
     }
@@ -75,11 +90,14 @@ def _rows(run: RunFolder, slots: int) -> list[Row]:
     answering = sum(answered_s[number] for number in rounds) / slots
     return [
         row(
-            f"round outside of training, {SITES} sites, 64 px, {slots} slots",
+            f"round outside of training, {SITES} sites, 64 px, {slots} slots, {steps} steps",
             100 * (1 - training / total), "%", 15.0,
         ),
-        row("of which at the sites around training", 100 * (answering - training) / total, "%"),
-        row("a round", total / len(rounds), "s"),
+        row(
+            f"of which at the sites around training, {steps} steps",
+            100 * (answering - training) / total, "%",
+        ),
+        row(f"a round, {steps} steps", total / len(rounds), "s"),
     ]  # fmt: skip
 
 
