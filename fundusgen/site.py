@@ -62,7 +62,7 @@ class SiteSettings(BaseModel):
     data: SiteData
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
-    batch_patients: Annotated[int, Field(ge=1, le=4096)] = 16
+    batch_patients: Annotated[int, Field(ge=1, le=4096)] = 32
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class DPSGDSettings:
     sample_rate: float
     max_grad_norm: float
     patients: int
-    physical_batch: int = 16
+    physical_batch: int = 32
 
     def __post_init__(self) -> None:
         """Refuse what would weaken the guarantee; comparisons are false for NaN."""

@@ -37,12 +37,12 @@ from fundusgen.privacy.events import Event
 from fundusgen.privacy.ledger import Ledger
 from fundusgen.privacy.ledger_answers import Refuse, Replay, RequestConflict, answer_for
 from fundusgen.privacy.ledger_rows import LedgerRow
-from fundusgen.privacy.noise import FastNoise, NoiseSource, SecureNoise
+from fundusgen.privacy.noise import FastNoise, SecureNoise
 from fundusgen.privacy.outbox import Outbox
 from fundusgen.privacy.policy import Policy, RefusalReason, Refused, require_allowed
 from fundusgen.site import SiteFolder, SiteSettings
 from fundusgen.study import Study, parse_study
-from fundusgen.training.local import load_model, prepare_round, train_round
+from fundusgen.training.local import PreparedRound, load_model, prepare_round, train_round
 
 log = logging.getLogger("fundusgen.client")
 # No study is near this long; parsing what a server made up should not take minutes.
@@ -93,7 +93,6 @@ def _word(error: FundusgenError) -> RefusalReason:
 def _answer(site: SiteFolder, request: Request) -> Answer:
     started_s = time.monotonic()
     settings, policy, study = site.settings(), _policy(site), _study(request)
-    declared = settings.data.declared_patients
     outbox = Outbox(site.outbox)
     with Ledger.open(site.ledger_file) as ledger:
         _require_whole(ledger, outbox)
@@ -114,61 +113,83 @@ def _answer(site: SiteFolder, request: Request) -> Answer:
             policy,
             noise_multiplier=event.noise_multiplier,
             noise=study.privacy.noise,
-            declared_patients=declared,
+            declared_patients=settings.data.declared_patients,
         )
         _require_budget(ledger, policy, study, event)
         # All that can be wrong with the request or the data is found before anything is spent.
-        model = load_model(study, request.weights)
-        patients = _patients(site, settings, study)
-        noise: NoiseSource = SecureNoise() if study.privacy.noise == "secure" else FastNoise()
-        prepared = prepare_round(
-            study,
-            model,
-            patients,
-            round_number=request.round_number,
-            noise_multiplier=event.noise_multiplier,
-            declared_patients=declared,
-            noise=noise,
-            device=prepare_device(settings),
-            batch_patients=settings.batch_patients,
+        prepared = _prepared(site, settings, study, request, event)
+        reply, training_s = _spent(
+            ledger, outbox, settings, policy, study, request, event, prepared
         )
-        event_id = ledger.reserve(
-            study_id=study.study_id,
-            study_hash=request.study_hash,
-            round_number=request.round_number,
-            stage=request.stage,
-            request_id=request.request_id,
-            content_digest=request.content_digest,
-            event=event,
-            delta=policy.delta,
-            noise_kind=study.privacy.noise,
-            patients_declared=declared,
-        )
-        training_s = time.monotonic()
-        weights = train_round(prepared)
-        training_s = time.monotonic() - training_s
-        receipt = Receipt(
-            site=settings.name,
-            study_hash=request.study_hash,
-            round_number=request.round_number,
-            request_id=request.request_id,
-            event=event.to_json(),
-            epsilon_total=epsilon(ledger.events(), policy.delta),
-            delta=policy.delta,
-            declared_patients=declared,
-            noise=noise.kind,
-            payload_digest=digest(weights),
-        )
-        payload_digest = outbox.put(request.request_id, to_payload(Answer(weights, receipt)))
-        ledger.commit(event_id, event, payload_digest)
-        ledger.release(event_id, payload_digest)
     log.info(
         "round %d of %s answered in %.2f s, %.2f s of it training: epsilon is %.3f of %.3f at "
         "delta %g",
         request.round_number, study.study_id, time.monotonic() - started_s, training_s,
-        receipt.epsilon_total, policy.max_epsilon, policy.delta,
+        reply.receipt.epsilon_total, policy.max_epsilon, policy.delta,
     )  # fmt: skip
-    return Answer(weights, receipt)
+    return reply
+
+
+def _prepared(
+    site: SiteFolder, settings: SiteSettings, study: Study, request: Request, event: Event
+) -> PreparedRound:
+    """Load model and patients, and build the mechanism."""
+    return prepare_round(
+        study,
+        load_model(study, request.weights),
+        _patients(site, settings, study),
+        round_number=request.round_number,
+        noise_multiplier=event.noise_multiplier,
+        declared_patients=settings.data.declared_patients,
+        noise=SecureNoise() if study.privacy.noise == "secure" else FastNoise(),
+        device=prepare_device(settings),
+        batch_patients=settings.batch_patients,
+    )
+
+
+def _spent(
+    ledger: Ledger,
+    outbox: Outbox,
+    settings: SiteSettings,
+    policy: Policy,
+    study: Study,
+    request: Request,
+    event: Event,
+    prepared: PreparedRound,
+) -> tuple[Answer, float]:
+    """Reserve, train, keep, commit and release; returns the answer and seconds of training."""
+    event_id = ledger.reserve(
+        study_id=study.study_id,
+        study_hash=request.study_hash,
+        round_number=request.round_number,
+        stage=request.stage,
+        request_id=request.request_id,
+        content_digest=request.content_digest,
+        event=event,
+        delta=policy.delta,
+        noise_kind=study.privacy.noise,
+        patients_declared=settings.data.declared_patients,
+    )
+    started_s = time.monotonic()
+    weights = train_round(prepared)
+    training_s = time.monotonic() - started_s
+    receipt = Receipt(
+        site=settings.name,
+        study_hash=request.study_hash,
+        round_number=request.round_number,
+        request_id=request.request_id,
+        event=event.to_json(),
+        epsilon_total=epsilon(ledger.events(), policy.delta),
+        delta=policy.delta,
+        declared_patients=settings.data.declared_patients,
+        noise=study.privacy.noise,
+        payload_digest=digest(weights),
+    )
+    reply = Answer(weights, receipt)
+    payload_digest = outbox.put(request.request_id, to_payload(reply))
+    ledger.commit(event_id, event, payload_digest)
+    ledger.release(event_id, payload_digest)
+    return reply, training_s
 
 
 def _policy(site: SiteFolder) -> Policy:
