@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.site import SIMULATED_SITES
-from fundusgen.environment import KEEP_MEMORY, SHARE_CORES
+from fundusgen.environment import SHARE_CORES
 from fundusgen.errors import RunError
 from fundusgen.federation.checkpoint import latest_checkpoint
 from fundusgen.run_folder import RunFolder
@@ -78,7 +78,7 @@ def simulate(
     """
     # What an earlier attempt left says nothing of this one.
     run.write_status("prepared")
-    environment = {SIMULATED_SITES: str(run.sites), **KEEP_MEMORY, **SHARE_CORES}
+    environment = {SIMULATED_SITES: str(run.sites), **SHARE_CORES}
     log_file = run.path / "flower.log"
     with LocalFlower(run.path / "flower", log_file=log_file, environment=environment) as flower:
         try:

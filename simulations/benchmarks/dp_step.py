@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fundusgen.environment import KEEP_MEMORY
 from fundusgen.models.vae import VAE
 from fundusgen.privacy.clipping import PatientLoss
 from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
@@ -35,7 +36,6 @@ from fundusgen.site import SiteSettings
 PATIENTS, IMAGE_SIZE_PX, THREADS, TURNS = 64, 64, 2, 9
 # As a site has it that sets nothing.
 DEFAULT_BATCH = SiteSettings.model_fields["batch_patients"].default
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**34)}
 
 Row = dict[str, str | float | bool | None]
 Step = Callable[[], object]
