@@ -3,22 +3,13 @@
 A study lists the conditions it uses; this module says which one a row of a manifest has.
 """
 
-from fundusgen.data.manifest import ImageRow
+from typing import get_args
 
-CONDITIONS = (
-    "normal",
-    "dr1",
-    "dr2",
-    "dr3",
-    "dr4",
-    "amd",
-    "glaucoma",
-    "cataract",
-    "myopia",
-    "hypertension",
-    "other",
-    "unknown",
-)
+from fundusgen.data.manifest import ImageRow
+from fundusgen.study import Condition
+
+# The study's vocabulary, said once.
+CONDITIONS: tuple[str, ...] = get_args(Condition)
 
 
 def condition_of(row: ImageRow) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk, build_fab_from_files
+from processes import MARK, eventually_none, marked
 
 from fundusgen.errors import RunError
 from simulations import flower
@@ -26,7 +27,6 @@ pytestmark = [
     # Flower's bundler uses a name that its library for file patterns has renamed.
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]
-MARK = "FUNDUSGEN_TEST_MARK"
 ECHO_APP = Path(__file__).parents[1] / "echo-app"
 
 
@@ -37,25 +37,6 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFlower]:
     with LocalFlower(folder / "home", log_file=folder / "run.log", environment=mark) as started:
         yield started
     assert marked(str(folder)) == []
-
-
-def marked(value: str) -> list[str]:
-    """Command lines of the living processes that have our mark in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={value}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
-
-
-def eventually_none(value: str, within_s: float) -> list[str]:
-    deadline = time.monotonic() + within_s
-    while (left := marked(value)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
 
 
 def test_a_run_completes_and_its_environment_reaches_the_clients(

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from processes import MARK, eventually_none
 
 from fundusgen.privacy.ledger import Ledger
 from fundusgen.run_folder import RunFolder
@@ -20,7 +21,6 @@ from fundusgen.site import SiteFolder
 
 pytestmark = [pytest.mark.xdist_group("flower"), pytest.mark.slow]
 
-MARK = "FUNDUSGEN_TEST_MARK"
 COMMAND = Path(sys.executable).with_name("fundusgen")
 # What Flower and Ray would take for themselves if nobody told them otherwise.
 DEFAULT_PORTS = (9091, 9092, 9093, 9094, 39091, 39093, 8000, 8080, 8265, 6379)
@@ -55,25 +55,6 @@ def start(study: Path, out: Path, *options: str, mark: str = "") -> subprocess.P
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
-
-
-def marked(value: str) -> list[str]:
-    """Command lines of the living processes that have our mark in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={value}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
-
-
-def eventually_none(value: str, within_s: float = 10) -> list[str]:
-    deadline = time.monotonic() + within_s
-    while (left := marked(value)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
 
 
 def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
