@@ -7,7 +7,8 @@ patient enters a step (Poisson), `steps` is how many steps were taken.
 """
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -126,6 +127,31 @@ class Event:
             )
         kind, noise_multiplier, sample_rate, steps = (values[key] for key in expected)
         return cls(kind, noise_multiplier, sample_rate, steps)  # type: ignore[arg-type]
+
+
+def merged(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Give the same history in its shortest form, in one order.
+
+    A receipt states a site's whole history in this form, so that whoever reads it can compute
+    epsilon again without a line for every round.
+
+    Guarantee: lossless for accounting: events of equal kind, noise and sample rate become one of
+    all their steps, and every accountant adds up steps anyway. Two histories of the same
+    mechanisms, in whatever order, give equal results; `merged(merged(x)) == merged(x)`.
+    Edge cases: events of no steps are dropped. More than `MAX_STEPS` steps of one mechanism
+    become several events, the full ones first.
+
+    Args:
+        events: In any order.
+    """
+    steps_of: defaultdict[tuple[MechanismKind, float, float], int] = defaultdict(int)
+    for event in events:
+        steps_of[event.kind, event.noise_multiplier, event.sample_rate] += event.steps
+    return tuple(
+        Event(kind, noise_multiplier, sample_rate, min(MAX_STEPS, steps - done))
+        for (kind, noise_multiplier, sample_rate), steps in sorted(steps_of.items())
+        for done in range(0, steps, MAX_STEPS)
+    )
 
 
 def _check_real(name: str, value: object) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundusgen.errors import AccountingError
-from fundusgen.privacy.events import MIN_NOISE_MULTIPLIER, Event
+from fundusgen.privacy.events import MAX_STEPS, MIN_NOISE_MULTIPLIER, Event, merged
 
 events = st.one_of(
     st.builds(
@@ -80,3 +80,57 @@ def test_what_was_done_costs_at_most_the_plan_only_if_every_parameter_does():
     assert not Event("subsampled_gaussian", 1.0, 0.2, 10).costs_at_most(planned)
     assert not Event("subsampled_gaussian", 1.0, 0.1, 11).costs_at_most(planned)
     assert not Event("gaussian", 1.0, 1.0, 1).costs_at_most(planned)
+
+
+# Few values, so that histories repeat themselves.
+repetitive = st.lists(
+    st.one_of(
+        st.builds(
+            Event,
+            st.just("subsampled_gaussian"),
+            st.sampled_from([1.0, 1.5]),
+            st.sampled_from([0.1, 1.0]),
+            st.sampled_from([0, 1, 7, MAX_STEPS]),
+        ),
+        st.builds(
+            Event,
+            st.just("gaussian"),
+            st.sampled_from([1.0, 1.5]),
+            st.just(1.0),
+            st.sampled_from([0, 1, 7, MAX_STEPS]),
+        ),
+    ),
+    max_size=12,
+).flatmap(st.permutations)
+
+
+def steps_one_by_one(events):
+    total = {}
+    for event in events:
+        if event.steps:
+            mechanism = (event.kind, event.noise_multiplier, event.sample_rate)
+            total[mechanism] = total.get(mechanism, 0) + event.steps
+    return total
+
+
+@given(repetitive)
+def test_a_merged_history_has_every_step_and_no_mechanism_twice(history):
+    short = merged(history)
+    assert steps_one_by_one(short) == steps_one_by_one(history)
+    full = [event for event in short if event.steps == MAX_STEPS]
+    assert len(short) - len(full) <= len(steps_one_by_one(history))
+    assert all(event.steps > 0 for event in short)
+    assert merged(short) == short
+
+
+@given(repetitive, st.randoms(use_true_random=False))
+def test_a_merged_history_does_not_depend_on_the_order_of_events(history, random):
+    mixed = list(history)
+    random.shuffle(mixed)
+    assert merged(mixed) == merged(history)
+
+
+def test_a_study_of_many_rounds_merges_to_one_event():
+    rounds = [Event("subsampled_gaussian", 1.2, 0.05, 4)] * 1000
+    votes = Event("gaussian", 8.0, 1.0, 1)
+    assert merged([*rounds, votes]) == (votes, Event("subsampled_gaussian", 1.2, 0.05, 4000))
