@@ -12,6 +12,7 @@ ALLOWED = {
     "fundusgen.errors": set(),
     "fundusgen.storage": {"fundusgen.errors"},
     "fundusgen.logs": set(),
+    "fundusgen.code": {"fundusgen.errors"},
     "fundusgen.environment": {"fundusgen", "fundusgen.storage"},
     "fundusgen.study": {"fundusgen.errors"},
     "fundusgen.run_folder": {"fundusgen.errors", "fundusgen.storage", "fundusgen.study"},
