@@ -2,7 +2,7 @@
 
 `flwr run` on its built-in local connection leaves a SuperLink behind that outlives the command,
 and takes fixed ports and the user's own Flower folder. Here the SuperLink is a child on a free
-port with a folder of its own, and a guardian process (`simulations.guardian`) ends all of them,
+port with a folder of its own, and a guardian process (`fundusgen.guardian`) ends all of them,
 Ray's included, when the run is over, when it is interrupted and when this process is killed.
 
     fundusgen simulate -- guardian -- flower-superlink -- flower-superexec -- flwr-simulation -- ray
@@ -23,10 +23,11 @@ from typing import Self
 
 import httpx
 
+import fundusgen
 from fundusgen.errors import RunError
 from simulations.control import COMPLETED, Control, FlowerRun
 
-_GUARDIAN = Path(__file__).with_name("guardian.py")
+_GUARDIAN = Path(fundusgen.__file__).with_name("guardian.py")
 _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 20.0
 _PORT_TRIES = 5

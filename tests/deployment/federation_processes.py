@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-GUARDIAN = Path(__file__).parents[2] / "simulations" / "guardian.py"
+GUARDIAN = Path(__file__).parents[2] / "fundusgen" / "guardian.py"
 BIN = Path(sys.executable).parent
 SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",

@@ -13,6 +13,7 @@ ALLOWED = {
     "fundusgen.storage": {"fundusgen.errors"},
     "fundusgen.logs": set(),
     "fundusgen.code": {"fundusgen.errors"},
+    "fundusgen.guardian": set(),
     "fundusgen.environment": {"fundusgen", "fundusgen.storage"},
     "fundusgen.study": {"fundusgen.errors"},
     "fundusgen.run_folder": {"fundusgen.errors", "fundusgen.storage", "fundusgen.study"},

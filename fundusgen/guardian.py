@@ -8,9 +8,11 @@ the operating system does whichever way the process that started it goes, `kill 
 
 Uses the standard library only and is started by path, so that it costs a few milliseconds:
 
-    python -I -S guardian.py [--remove FOLDER] -- COMMAND [ARGUMENT ...]
+    python -I -S guardian.py [--remove FOLDER] [--grace-s SECONDS] -- COMMAND [ARGUMENT ...]
 
-It exits as the command did; a command ended by a signal counts 128 plus the signal, as in a shell.
+The grace is the command's time to end by itself; without it, what a SuperLink needs to end a run
+in order. The folder is removed as the last act. The guardian exits as the command did; a command
+ended by a signal counts 128 plus the signal, as in a shell.
 """
 
 import contextlib
@@ -26,7 +28,6 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# What a SuperLink needs to end a run in order; after that, nothing of value is still open.
 _GRACE_S = 1.0
 _CHECK_S = 0.5
 
@@ -41,7 +42,8 @@ def main(arguments: list[str]) -> int:
         The exit status for this process.
     """
     split = arguments.index("--")
-    options, command = arguments[:split], arguments[split + 1 :]
+    options = dict(zip(arguments[:split:2], arguments[1:split:2], strict=True))
+    command = arguments[split + 1 :]
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)  # only the closing of standard input ends this
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -51,9 +53,9 @@ def main(arguments: list[str]) -> int:
         print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
         return 127
     _wait(child)
-    status = _end_all(child)
-    for folder in options[1::2]:
-        shutil.rmtree(folder, ignore_errors=True)
+    status = _end_all(child, float(options.get("--grace-s", _GRACE_S)))
+    if "--remove" in options:
+        shutil.rmtree(options["--remove"], ignore_errors=True)
     return status if status >= 0 else 128 - status
 
 
@@ -73,12 +75,12 @@ def _wait(child: "subprocess.Popen[bytes]") -> None:
         _reap(child)
 
 
-def _end_all(child: "subprocess.Popen[bytes]") -> int:
+def _end_all(child: "subprocess.Popen[bytes]", grace_s: float) -> int:
     """End the child, then every descendant; return the child's exit status."""
     if child.poll() is None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=_GRACE_S)
+            child.wait(timeout=grace_s)
     while _reap(child):  # a process may fork while the list is read, so until none is left
         for pid in _descendants():
             with contextlib.suppress(ProcessLookupError):
