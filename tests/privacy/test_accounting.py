@@ -210,11 +210,5 @@ def test_an_unsound_prv_is_replaced_by_the_looser_bounds(monkeypatch):
         accounting._epsilon.cache_clear()
 
 
-def test_a_missing_second_accountant_is_named(monkeypatch):
-    monkeypatch.setattr(accounting, "pld_is_installed", lambda: False)
-    with pytest.raises(AccountingError, match="pip install"):
-        epsilon_pld([sgd(1.0, 0.1, 10)], 1e-5)
-
-
 def _phi(x: float) -> float:
     return math.erfc(-x / math.sqrt(2)) / 2
