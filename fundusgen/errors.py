@@ -14,7 +14,7 @@ patient across a site's boundary: what leaves a site is a `RefusalReason`, never
     |-- PrivacyError          anything that would weaken or misstate the guarantee
     |   |-- AccountingError   parameters for which no epsilon can be given
     |   |-- LedgerError       the ledger or outbox of a site
-    |   `-- BudgetError       a request that would cost more than the site allows
+    |   `-- ReceiptError      a statement of a release, or its signature
     |-- FederationError       messages, replies, quorum, checkpoints
     `-- RunError              a run folder, a runtime process, a port
 """
@@ -86,8 +86,8 @@ class LedgerError(PrivacyError):
     """A ledger or outbox that is damaged, locked or contradicted."""
 
 
-class BudgetError(PrivacyError):
-    """A request that would cost more privacy than the site allows."""
+class ReceiptError(PrivacyError):
+    """A receipt that is malformed, not signed, or contradicts what is known of its site."""
 
 
 class FederationError(FundusgenError):

@@ -54,8 +54,13 @@ class RunFolder:
 
     @property
     def receipts(self) -> Path:
-        """`SITE/round-NNNN.json`, as the sites sent them."""
+        """`SITE/NNNNNN.json` by the number of the receipt, as the sites signed them."""
         return self.path / "receipts"
+
+    @property
+    def known_sites(self) -> Path:
+        """`SITE.pub`, the public keys of the sites that may take part."""
+        return self.path / "known-sites"
 
     @property
     def generator(self) -> Path:

@@ -5,7 +5,7 @@ policy.yaml   what the site allows (fundusgen.privacy.policy)
 ledger.db     what has been spent (fundusgen.privacy.ledger)
 outbox/       released replies, for replay
 cache/        framed images; patient data
-keys/         EC P-384 node key
+keys/         the site's own keys (fundusgen.privacy.keys)
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fundusgen.errors import SiteError
+from fundusgen.privacy.keys import make_keys
 from fundusgen.privacy.policy import Policy, load_policy
+from fundusgen.privacy.policy_file import dump_policy
+from fundusgen.storage import write_atomically
 from fundusgen.study import Name, UniqueKeyLoader, describe
 
 
@@ -144,14 +147,12 @@ class SiteFolder:
         return load_policy(self.policy_file)
 
     def write(self, settings: SiteSettings, policy: Policy) -> None:
-        """Write both settings files of a new site."""
+        """Write both settings files of a new site, and make its keys."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._dump(self.settings_file, settings)
-        self._dump(self.policy_file, policy)
-
-    @staticmethod
-    def _dump(path: Path, content: BaseModel) -> None:
-        path.write_text(yaml.safe_dump(content.model_dump(mode="json"), sort_keys=False))
+        make_keys(self.keys)
+        content = settings.model_dump(mode="json")
+        write_atomically(self.settings_file, yaml.safe_dump(content, sort_keys=False))
+        write_atomically(self.policy_file, dump_policy(policy))
 
     def _absolute(self, path: Path) -> Path:
         return path if path.is_absolute() else (self.path / path).resolve()

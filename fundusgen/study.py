@@ -20,6 +20,7 @@ Condition = Literal[
     "normal", "dr1", "dr2", "dr3", "dr4", "amd", "glaucoma", "cataract", "myopia",
     "hypertension", "other", "unknown",
 ]  # fmt: skip
+ModelKind = Literal["vae"]
 # Site names become folder names on the server, so they are checked wherever they arrive.
 SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 Name = Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
@@ -60,7 +61,7 @@ class ModelSettings(Settings):
         private: Which parameters are trained on patients, as glob patterns over their names.
     """
 
-    kind: Literal["vae"] = "vae"
+    kind: ModelKind = "vae"
     width: Annotated[int, Field(ge=4, le=256, multiple_of=4)] = 16
     latent: Annotated[int, Field(ge=2, le=1024)] = 32
     pixel_std: PositiveFloat = 0.15

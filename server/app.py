@@ -11,10 +11,12 @@ from fundusgen.errors import FundusgenError, RunError
 from fundusgen.federation.messages import pack_arrays
 from fundusgen.logs import log_to
 from fundusgen.models.factory import build_model, private_names
+from fundusgen.privacy.keys import public_key
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study, dump_study, load_study
 from server.postprocess import Postprocess
+from server.receipts import ReceiptBook
 from server.strategy import StudyStrategy
 
 app = ServerApp()
@@ -28,7 +30,9 @@ def main(grid: Grid, context: Context) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     with log_to(run.path / "server.log", "fundusgen.server"):
         try:
-            _run(grid, run, _study(run, str(context.run_config["study"])))
+            study = _study(run, str(context.run_config["study"]))
+            _learn_sites(run, str(context.run_config["sites"]))
+            _run(grid, run, study)
         except FundusgenError as error:
             log.error("%s", error)
             run.write_status("failed", message=str(error))
@@ -50,12 +54,31 @@ def _study(run: RunFolder, study_file: str) -> Study:
     return study
 
 
+def _learn_sites(run: RunFolder, folder: str) -> None:
+    """Copy the public keys of the sites into the run folder, which then tells the whole story."""
+    if not folder:
+        return
+    found = sorted(Path(folder).glob("*.pub"))
+    if not found:
+        raise RunError(
+            f"{folder} holds no public key",
+            expected="NAME.pub of every hospital, NAME being that of its site.yaml",
+            remedy="Ask each hospital for its keys/node.pub",
+        )
+    for path in found:
+        public_key(path.read_bytes(), str(path))
+        write_atomically(run.known_sites / path.name, path.read_bytes())
+
+
 def _run(grid: Grid, run: RunFolder, study: Study) -> None:
     postprocess = Postprocess(study, run)
     write_environment(run.environment_file)
     run.write_status("running")
     strategy = StudyStrategy(
-        study, private_names(build_model(study), study.model.private), postprocess
+        study,
+        private_names(build_model(study), study.model.private),
+        postprocess,
+        ReceiptBook(run),
     )
     strategy.start(
         grid,

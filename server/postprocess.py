@@ -23,7 +23,6 @@ from fundusgen.report.card import write_card
 from fundusgen.report.page import write_report
 from fundusgen.report.pictures import draw_sheet, save_png
 from fundusgen.run_folder import RunFolder
-from fundusgen.storage import write_json
 from fundusgen.study import Study
 
 log = logging.getLogger("fundusgen.server")
@@ -78,7 +77,6 @@ class Postprocess:
             average=mixed(old.average, weights, decay),
             optimizer=optimizer,
         )
-        self._keep_receipts(round_number, sites)
         self._append_metrics(round_number, sites, seconds)
         self._draw(round_number)
         # Last: a round without its checkpoint is asked for again, and answered from the outboxes.
@@ -132,12 +130,6 @@ class Postprocess:
             step = rate * (first / debias_first) / (np.sqrt(second / debias_second) + _TAU)
             weights[name] = (old + step).astype(np.float32)
         return weights, moments
-
-    def _keep_receipts(self, round_number: int, sites: list[dict[str, object]]) -> None:
-        for site in sites:
-            if "receipt" in site:
-                path = self.run.receipts / str(site["site"]) / f"round-{round_number:04d}.json"
-                write_json(path, json.loads(str(site.pop("receipt"))))
 
     def _append_metrics(
         self, round_number: int, sites: list[dict[str, object]], seconds: float

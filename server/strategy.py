@@ -5,7 +5,6 @@ round 1, waits without bound for sites, and ends the run on a reply that differs
 """
 
 import logging
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fundusgen.errors import FederationError
-from fundusgen.federation.exchange import Answer, Receipt, Refusal, Request
+from fundusgen.errors import FederationError, ReceiptError
+from fundusgen.federation.exchange import Answer, Refusal, Request
 from fundusgen.federation.messages import (
     pack_arrays,
     reply_from_record,
@@ -23,8 +22,10 @@ from fundusgen.federation.messages import (
     unpack_arrays,
 )
 from fundusgen.federation.weights import Weights, average, digest, distance, outliers, require_fit
-from fundusgen.study import SITE_NAME, Study
+from fundusgen.privacy.receipts import Receipt
+from fundusgen.study import Study
 from server.postprocess import Postprocess
+from server.receipts import ReceiptBook
 
 log = logging.getLogger("fundusgen.server")
 
@@ -49,13 +50,21 @@ class StudyStrategy(Strategy):
         study: The study to run.
         private: Names of the weights that sites train.
         postprocess: What happens to an accepted round; owns the server's state.
+        receipts: Checks and keeps the receipts of the sites.
     """
 
-    def __init__(self, study: Study, private: tuple[str, ...], postprocess: Postprocess) -> None:
+    def __init__(
+        self,
+        study: Study,
+        private: tuple[str, ...],
+        postprocess: Postprocess,
+        receipts: ReceiptBook,
+    ) -> None:
         """Start from the state that `postprocess` holds, which may be a resumed one."""
         self.study = study
         self.private = private
         self.postprocess = postprocess
+        self.receipts = receipts
         self._request: Request | None = None
         self._started_s = 0.0
         self._names: dict[int, str] = {}
@@ -110,6 +119,7 @@ class StudyStrategy(Strategy):
             round_number=server_round,
             stage="dpsgd",
             weights=unpack_arrays(arrays),
+            known_receipts=self.receipts.latest(),
         )
         content = request_to_record(self._request)
         return [
@@ -218,7 +228,7 @@ class StudyStrategy(Strategy):
                 else:
                     accepted[reply.receipt.site] = reply
                     self._names[node_id] = reply.receipt.site
-            except FederationError as error:
+            except (FederationError, ReceiptError) as error:
                 left_out.append(_entry_of(node, "dropped", str(error)))
         kept = sorted(accepted.values(), key=lambda reply: reply.receipt.site)
         # Weighed as they enter the average: the noise of a small site is long, and its share small.
@@ -247,6 +257,8 @@ class StudyStrategy(Strategy):
         if isinstance(reply, Refusal):
             return reply
         require_receipt(reply, request)
+        # Kept even if the arrays turn out not to fit: what a site released, it has spent.
+        self.receipts.accept(reply.receipt)
         sent = {name: request.weights[name] for name in self.private}
         require_fit(reply.weights, sent)
         return Accepted(reply.receipt, reply.weights, distance(reply.weights, sent))
@@ -262,16 +274,12 @@ def require_receipt(answer: Answer, request: Request) -> None:
         FederationError: It speaks of something else.
     """
     receipt = answer.receipt
-    if (receipt.study_hash, receipt.round_number, receipt.request_id) != (
-        request.study_hash, request.round_number, request.request_id,
+    if (receipt.study_hash, receipt.round_number, receipt.stage, receipt.request_id) != (
+        request.study_hash, request.round_number, request.stage, request.request_id,
     ):  # fmt: skip
         raise FederationError("a receipt of another request")
     if receipt.payload_digest != digest(answer.weights):
         raise FederationError("a receipt of other arrays")
-    if not re.fullmatch(SITE_NAME, receipt.site):
-        raise FederationError("a receipt with an impossible site name")
-    if receipt.declared_patients < 1 or not receipt.epsilon_total >= 0:
-        raise FederationError("a receipt with impossible numbers")
 
 
 def _entry(reply: Accepted) -> dict[str, object]:
@@ -284,7 +292,7 @@ def _entry(reply: Accepted) -> dict[str, object]:
         "noise": receipt.noise,
         "declared_patients": receipt.declared_patients,
         "update_norm": reply.update_norm,
-        "receipt": receipt.to_json(),
+        "receipt": receipt.sequence,
     }
 
 

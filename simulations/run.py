@@ -14,7 +14,9 @@ from client.site import SIMULATED_SITES
 from fundusgen.environment import SHARE_CORES
 from fundusgen.errors import RunError
 from fundusgen.federation.checkpoint import latest_checkpoint
+from fundusgen.privacy.keys import PUBLIC_KEY
 from fundusgen.run_folder import RunFolder
+from fundusgen.site import SiteFolder
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study, dump_study, load_study
 from simulations.bundle import own_app
@@ -58,6 +60,11 @@ def prepare(
             expected=f"at least federation.min_sites, {study.federation.min_sites}",
             remedy="Add sites, or lower federation.min_sites",
         )
+    for folder in sorted(path.parent for path in run.sites.glob("*/site.yaml")):
+        site = SiteFolder(folder)
+        write_atomically(
+            run.known_sites / f"{site.settings().name}.pub", (site.keys / PUBLIC_KEY).read_bytes()
+        )
     write_atomically(run.study_file, dump_study(study))
     return run, study, sites
 
@@ -84,7 +91,7 @@ def simulate(
         try:
             flower.run(
                 own_app(),
-                run_config={"run": str(run.path), "study": ""},
+                run_config={"run": str(run.path), "study": "", "sites": ""},
                 num_supernodes=sites,
                 cpus_per_client=cpus_per_client,
                 on_tick=on_tick,

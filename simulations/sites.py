@@ -149,5 +149,10 @@ def _write_settings(
             max_epsilon=study.simulation.max_epsilon or study.privacy.target_epsilon,
             delta=study.privacy.target_delta,
             noise=study.privacy.noise,
+            studies=(study.study_hash,),
+            # Nobody reviews the code of a simulation: it is the one at hand.
+            code="any",
+            models=(study.model.kind,),
+            max_rounds_per_study=study.federation.rounds,
         ),
     )

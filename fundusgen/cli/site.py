@@ -4,21 +4,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from fundusgen.code import code_hash
 from fundusgen.data.cache import framed_images
 from fundusgen.data.manifest import ManifestSettings, read_manifest
 from fundusgen.data.problems import left_out_count
 from fundusgen.errors import SiteError
+from fundusgen.privacy.keys import PUBLIC_KEY
 from fundusgen.privacy.ledger import Ledger
 from fundusgen.privacy.ledger_file import head_file
 from fundusgen.privacy.policy import Policy
 from fundusgen.site import SiteData, SiteFolder, SiteSettings
-from fundusgen.storage import write_atomically
 from fundusgen.study import describe
 
 site_app = typer.Typer(help="Site folders: what a hospital keeps.", no_args_is_help=True)
@@ -65,15 +64,14 @@ def init(
     except ValidationError as error:
         raise SiteError(describe(error, SiteSettings)) from error
     try:
-        policy = Policy(max_epsilon=max_epsilon, delta=delta)
+        policy = Policy(max_epsilon=max_epsilon, delta=delta, code=(code_hash(),))
     except ValidationError as error:
         raise SiteError(describe(error, Policy)) from error
     site = SiteFolder(folder)
     site.write(settings, policy)
-    _write_node_key(site.keys)
     typer.echo(f"{folder} is ready. Read {site.policy_file} and check the images with")
     typer.echo(f"  fundusgen site check {folder}")
-    typer.echo(f"Give the study lead the public key {site.keys / 'node.pub'}")
+    typer.echo(f"Give the study lead the public key {site.keys / PUBLIC_KEY}")
 
 
 @site_app.command()
@@ -126,19 +124,3 @@ def status(folder: _SiteArgument) -> None:
     console.print(
         f"{settings.name}: epsilon {spent:.3f} of {policy.max_epsilon:g} at delta {policy.delta:g}"
     )
-
-
-def _write_node_key(folder: Path) -> None:
-    """Make the site's node key: EC P-384 in OpenSSH's format, as Flower's SuperNode wants it."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    write_atomically(folder / "node", private, mode=0o600)
-    write_atomically(folder / "node.pub", public + b"\n")

@@ -50,11 +50,13 @@ class FramedImages:
     Attributes:
         images_NHWC: uint8, (N, size_px, size_px, 3), mapped read-only.
         rows: The rows that were kept, N of them.
+        digests: SHA-256 of the file of each.
         problems: Why the others were not, and warnings of rows that were.
     """
 
     images_NHWC: np.memmap[Any, np.dtype[np.uint8]]
     rows: tuple[ImageRow, ...]
+    digests: tuple[str, ...]
     problems: tuple[RowProblem, ...]
 
 
@@ -118,7 +120,8 @@ def framed_images(
             expected="a folder with room for the framed images that this user may write",
             remedy="Free space, correct its permissions, or choose another folder",
         ) from error
-    result = _result(content, path, used_rows, [(rows[i], repeats[i]) for i in repeats])
+    told = [(rows[i], repeats[i]) for i in repeats]
+    result = _result(content, path, used_rows, digests, told)
     if strict:
         refuse(result.problems)
     return result
@@ -235,6 +238,7 @@ def _result(
     content: CacheContent | None,
     path: Path,
     rows: Sequence[ImageRow],
+    digests: Sequence[str],
     repeats: Sequence[tuple[ImageRow, RowProblem]],
 ) -> FramedImages:
     if content is None:
@@ -250,7 +254,8 @@ def _result(
     told = [problem for row, problem in repeats if problem.left_out or row in used]
     problems = tuple(sorted(unusable + told, key=lambda problem: problem.line))
     write_problems(path.with_suffix(".problems.json"), problems)
-    return FramedImages(content.images_NHWC, kept, problems)
+    kept_digests = tuple(digests[place] for place in content.trailer["kept"])
+    return FramedImages(content.images_NHWC, kept, kept_digests, problems)
 
 
 def _problem(entry: Sequence[Any], rows: Sequence[ImageRow]) -> RowProblem:

@@ -14,6 +14,8 @@ Axis letters: P patients, K views, C colours, H height, W width, N images.
 """
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,11 +162,14 @@ class LoadedPatients:
         dataset: Usable images whose condition the study lists.
         problems: What is wrong with rows; all but those with `left_out=False` are left out.
         left_out_for_condition: Usable images whose condition the study does not list.
+        content_digest: Equal exactly for equal usable images, patients, eyes and conditions, in
+            the manifest's order; of the manifest and files, whatever the study.
     """
 
     dataset: PatientDataset
     problems: tuple[RowProblem, ...]
     left_out_for_condition: int
+    content_digest: str
 
 
 def load_patients(
@@ -227,7 +232,16 @@ def load_patients(
         np.array([row.eye == "L" for row in framed.rows], np.bool_),
     )
     left_out = len(places_N) - len(listed)
-    return LoadedPatients(everything.subset(listed) if left_out else everything, problems, left_out)
+    content = [
+        [row.patient_id, row.eye, condition_of(row), digest]
+        for row, digest in zip(framed.rows, framed.digests, strict=True)
+    ]
+    return LoadedPatients(
+        everything.subset(listed) if left_out else everything,
+        problems,
+        left_out,
+        hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+    )
 
 
 def as_model_images(pixels_XHWC: NDArray[np.uint8]) -> Tensor:

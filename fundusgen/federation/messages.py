@@ -1,6 +1,6 @@
 """The only two messages of a study, and everything that may be in them.
 
-    server to site:  arrays, config {study, study_hash, round, stage, request_id}
+    server to site:  arrays, config {study, study_hash, round, stage, request_id, receipts}
     site to server:  arrays, receipt {json}          when a mechanism answered
                      refusal {reason}                when the site said no, from a fixed list
 
@@ -8,16 +8,23 @@ A message with any other key is refused on both sides. What leaves a site is the
 mechanism's output, the ledger's statement about it, or one word of `RefusalReason`.
 """
 
+import json
+import re
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fundusgen.errors import FederationError
-from fundusgen.federation.exchange import Answer, Receipt, Refusal, Request
+from fundusgen.errors import FederationError, ReceiptError
+from fundusgen.federation.exchange import Answer, Refusal, Request
 from fundusgen.federation.weights import Weights
+from fundusgen.privacy.ledger_rows import canonical_json
 from fundusgen.privacy.policy import RefusalReason
+from fundusgen.privacy.receipts import Receipt
 
 ARRAYS, CONFIG, RECEIPT, REFUSAL = "arrays", "config", "receipt", "refusal"
-CONFIG_KEYS = frozenset({"study", "study_hash", "round", "stage", "request_id"})
+CONFIG_KEYS = frozenset({"study", "study_hash", "round", "stage", "request_id", "receipts"})
+# More sites than any study has; what a server made up should not take minutes to parse.
+_MAX_RECEIPTS_CHARACTERS = 1 << 20
 
 
 def request_to_record(request: Request) -> RecordDict:
@@ -29,6 +36,7 @@ def request_to_record(request: Request) -> RecordDict:
             "round": request.round_number,
             "stage": request.stage,
             "request_id": request.request_id,
+            "receipts": canonical_json(dict(request.known_receipts)),
         }
     )
     return RecordDict({ARRAYS: pack_arrays(request.weights), CONFIG: config})
@@ -59,7 +67,14 @@ def request_from_record(record: RecordDict) -> Request:
         or round_number < 1
     ):
         raise FederationError("a request's config has values of the wrong type")
-    request = Request(study, study_hash, round_number, stage, unpack_arrays(record[ARRAYS]))
+    request = Request(
+        study,
+        study_hash,
+        round_number,
+        stage,
+        unpack_arrays(record[ARRAYS]),
+        _known_receipts(config["receipts"]),
+    )
     if config["request_id"] != request.request_id:
         raise FederationError("a request's id is not the digest of its content")
     return request
@@ -90,7 +105,10 @@ def reply_from_record(record: RecordDict) -> Answer | Refusal:
     receipt = record[RECEIPT]
     if not isinstance(receipt, ConfigRecord) or set(receipt) != {"json"}:
         raise FederationError("a receipt has other keys", expected="json")
-    return Answer(unpack_arrays(record[ARRAYS]), Receipt.from_json(str(receipt["json"])))
+    try:
+        return Answer(unpack_arrays(record[ARRAYS]), Receipt.from_json(str(receipt["json"])))
+    except ReceiptError as error:
+        raise FederationError(error.found, expected=error.expected) from error
 
 
 def pack_arrays(weights: Weights) -> ArrayRecord:
@@ -116,3 +134,20 @@ def unpack_arrays(record: object) -> Weights:
             raise FederationError(f"array '{name}' is {values.dtype}", expected="float32")
         weights[name] = values
     return weights
+
+
+def _known_receipts(text: object) -> dict[str, str]:
+    try:
+        if not isinstance(text, str) or len(text) > _MAX_RECEIPTS_CHARACTERS:
+            raise ValueError
+        known = json.loads(text)
+        if not isinstance(known, dict) or not all(
+            isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
+            for digest in known.values()
+        ):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
+        raise FederationError(
+            "a request's receipts cannot be read", expected="digests by the names of sites"
+        ) from error
+    return known

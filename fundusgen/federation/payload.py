@@ -1,12 +1,11 @@
 """An answer as the bytes that the outbox keeps: a receipt and its arrays, together."""
 
-import json
-
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fundusgen.errors import FederationError
-from fundusgen.federation.exchange import Answer, Receipt
+from fundusgen.errors import FederationError, ReceiptError
+from fundusgen.federation.exchange import Answer
+from fundusgen.privacy.receipts import Receipt
 
 _LENGTH_BYTES = 8
 
@@ -28,5 +27,5 @@ def from_payload(payload: bytes) -> Answer:
     try:
         receipt = Receipt.from_json(payload[_LENGTH_BYTES:end].decode())
         return Answer(load(payload[end:]), receipt)
-    except (UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
+    except (UnicodeDecodeError, ReceiptError, SafetensorError) as error:
         raise FederationError("a stored answer cannot be read") from error

@@ -23,19 +23,31 @@ import os
 import secrets
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
 from fundusgen.errors import LedgerError
 from fundusgen.privacy import accounting, ledger_file
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.ledger_answers import Refuse, Replay, RequestConflict, Train, answer_for
-from fundusgen.privacy.ledger_rows import UNIT, Entry, LedgerRow, NoiseKind, fold, round_of, step
+from fundusgen.privacy.ledger_rows import (
+    UNIT,
+    Entry,
+    Folded,
+    LastReceipt,
+    LedgerRow,
+    NoiseKind,
+    Remark,
+    RemarkKind,
+    fold,
+    remark_entry,
+    round_of,
+)
 from fundusgen.privacy.outbox import check_digest, check_request_id
 
 __all__ = [
@@ -49,6 +61,7 @@ __all__ = [
 ]
 
 _MAX_TEXT = 256
+_MAX_NOTE = 1 << 20
 
 
 class Ledger:
@@ -77,7 +90,7 @@ class Ledger:
         self._clock = clock
         self._process = os.getpid()
         self._closed = False
-        self._rows: dict[int, LedgerRow] = {}
+        self._folded = Folded("")
         self._of_round: defaultdict[tuple[str, int, str], list[int]] = defaultdict(list)
         self._of_request: defaultdict[str, list[int]] = defaultdict(list)
         self._reservations: dict[int, Entry] = {}
@@ -260,9 +273,12 @@ class Ledger:
                 f"by event {decision.row.event_id}",
                 remedy="Answer it from the outbox; it is not trained again",
             )
-        return self._append(entry).event_id
+        self._append(entry)
+        return entry.event_id
 
-    def commit(self, event_id: int, done: Event, payload_digest: str) -> None:
+    def commit(
+        self, event_id: int, done: Event, payload_digest: str, *, receipt_digest: str = ""
+    ) -> None:
         """Record what was done, after its reply is in the outbox.
 
         Guarantee: on return `done` is counted instead of the plan, and the round has its one
@@ -274,6 +290,7 @@ class Ledger:
             event_id: From `reserve`.
             done: What took place.
             payload_digest: From `Outbox.put`.
+            receipt_digest: Of the signed receipt in the reply, or empty.
 
         Raises:
             LedgerError: More was done than reserved (do not send anything), the event is not the
@@ -293,9 +310,10 @@ class Ledger:
                 expected=f"at most {row.planned}",
                 remedy="Send nothing of it: this is a fault in the mechanism that ran",
             )
-        self._advance(row, "committed", done, payload_digest, "")
+        receipt_digest = _text("receipt_digest", receipt_digest, empty=True)
+        self._advance(row, "committed", done, payload_digest, receipt_digest)
 
-    def release(self, event_id: int, payload_digest: str, *, receipt_digest: str = "") -> None:
+    def release(self, event_id: int, payload_digest: str) -> None:
         """Record that the reply goes out; send it only after this returns.
 
         Guarantee: on return the release of exactly the committed reply is on the disk.
@@ -305,7 +323,6 @@ class Ledger:
         Args:
             event_id: From `reserve`.
             payload_digest: As committed.
-            receipt_digest: Of the signed receipt that goes with it, or empty.
 
         Raises:
             LedgerError: The event is not committed, the digest is another, or the entry could
@@ -318,8 +335,62 @@ class Ledger:
                 expected=f"the digest {row.payload_digest}",
                 remedy="Send nothing but the committed reply from the outbox",
             )
-        receipt_digest = _text("receipt_digest", receipt_digest, empty=True)
-        self._advance(row, "released", row.event, payload_digest, receipt_digest)
+        self._advance(row, "released", row.event, payload_digest, row.receipt_digest)
+
+    def remark(
+        self,
+        kind: RemarkKind,
+        note: Mapping[str, Any],
+        *,
+        study_id: str = "",
+        study_hash: str = "",
+        policy_hash: str = "",
+    ) -> None:
+        """Record something that costs nothing: an approval, a policy, a refusal, a repair.
+
+        Guarantee: on return it is on the disk, in the same chain as the events.
+        Edge cases: none is ever taken back.
+
+        Args:
+            kind: What it is.
+            note: What it says; plain JSON values.
+            study_id: The study that it is about, or empty.
+            study_hash: Its hash, or empty.
+            policy_hash: Of the policy that holds, or empty.
+
+        Raises:
+            LedgerError: It is too long, or could not be written.
+        """
+        self._require_writable()
+        if kind not in get_args(RemarkKind):
+            raise LedgerError(
+                f"a remark of kind {kind!r}", expected=", ".join(get_args(RemarkKind))
+            )
+        entry = remark_entry(
+            sequence=self._last.sequence + 1,
+            kind=kind,
+            written_at=_utc(self._clock),
+            study_id=_text("study_id", study_id, empty=True),
+            study_hash=_text("study_hash", study_hash, empty=True),
+            policy_hash=_text("policy_hash", policy_hash, empty=True),
+            note=note,
+        )
+        if len(entry.note) > _MAX_NOTE:
+            raise LedgerError(
+                f"a remark of {len(entry.note)} characters", expected=f"at most {_MAX_NOTE}"
+            )
+        self._append(entry)
+
+    def knows_receipt(self, digest: str) -> bool:
+        """Say whether a receipt was made under this ledger.
+
+        Guarantee: true only if a committed event, or a repair, names it.
+        Edge cases: the empty text is no receipt.
+        """
+        self._require_open()
+        named = {row.receipt_digest for row in self._folded.rows.values()}
+        named |= {remark.note.get("receipt_digest", "") for remark in self._folded.remarks}
+        return bool(digest) and digest in named
 
     def find(self, request_id: str) -> LedgerRow | None:
         """Give the row of a request: the answered one, or else the latest reservation.
@@ -346,7 +417,26 @@ class Ledger:
         Edge cases: empty for a new ledger.
         """
         self._require_open()
-        return tuple(self._rows.values())
+        return tuple(self._folded.rows.values())
+
+    def remarks(self) -> tuple[Remark, ...]:
+        """Give all remarks, in order.
+
+        Guarantee: all of them, as verified on opening and written since.
+        Edge cases: empty for a new ledger.
+        """
+        self._require_open()
+        return tuple(self._folded.remarks)
+
+    @property
+    def last_receipt(self) -> LastReceipt:
+        """Number and digest of the last receipt that was committed.
+
+        Guarantee: the next receipt has the number after it, and names its digest.
+        Edge cases: number 0 and the digest of the ledger's identity before the first.
+        """
+        self._require_open()
+        return self._folded.receipt
 
     def events(self) -> tuple[Event, ...]:
         """Give everything that counts as spent.
@@ -382,11 +472,11 @@ class Ledger:
         noted = ledger_file.read_head(self._path)
         genesis = ledger_file.genesis(self._connection)
         entries = ledger_file.read_entries(self._connection)
-        rows, digest = fold(entries, genesis)
+        folded = fold(entries, genesis)
         ledger_file.check_head(
             noted, [genesis, *(link for _, _, link in entries)], required=not self._read_only
         )
-        head = ledger_file.Head(len(entries), digest)
+        head = ledger_file.Head(folded.sequence, folded.digest)
         if self._head not in (None, head) and not self._read_only:
             raise LedgerError(
                 "the ledger was written to by another program while it was open",
@@ -395,16 +485,15 @@ class Ledger:
             )
         if noted != head and not self._read_only:
             ledger_file.write_head(self._path, head)
-        self._head = head
-        self._rows, self._reservations = {}, {}
+        self._head, self._folded = head, folded
+        self._reservations = {
+            entry.event_id: entry for entry, _, _ in entries if entry.state == "reserved"
+        }
         self._of_round.clear()
         self._of_request.clear()
-        for entry, _, _ in entries:
-            if entry.state == "reserved":
-                self._reservations[entry.event_id] = entry
-        for row in rows:
-            self._remember(row)
-        return digest
+        for row in folded.rows.values():
+            self._index(row)
+        return folded.digest
 
     def _advance(
         self, row: LedgerRow, state: str, done: Event, payload_digest: str, receipt_digest: str
@@ -430,30 +519,28 @@ class Ledger:
             raise LedgerError("the ledger is not verified", remedy="Use Ledger.open")
         return self._head
 
-    def _append(self, entry: Entry) -> LedgerRow:
-        row = step(self._rows.get(entry.event_id), entry)
+    def _append(self, entry: Entry) -> None:
+        change = self._folded.change(entry)
         digest = ledger_file.append(self._connection, entry, self._last.digest)
         # The entry is on the disk and counts, even if the head cannot be written.
         self._head = ledger_file.Head(entry.sequence, digest)
+        self._folded.take(entry, change, digest)
         if entry.state == "reserved":
             self._reservations[entry.event_id] = entry
-        self._remember(row)
+            self._index(self._folded.rows[entry.event_id])
         ledger_file.write_head(self._path, self._head)
-        return row
 
-    def _remember(self, row: LedgerRow) -> None:
-        if row.event_id not in self._rows:
-            self._of_round[round_of(row)].append(row.event_id)
-            self._of_request[row.request_id].append(row.event_id)
-        self._rows[row.event_id] = row
+    def _index(self, row: LedgerRow) -> None:
+        self._of_round[round_of(row)].append(row.event_id)
+        self._of_request[row.request_id].append(row.event_id)
 
     def _decisive(self, event_ids: list[int]) -> LedgerRow | None:
-        rows = [self._rows[event_id] for event_id in event_ids]
+        rows = [self._folded.rows[event_id] for event_id in event_ids]
         return next((row for row in rows if row.answered), rows[-1] if rows else None)
 
     def _row(self, event_id: int, state: str, verb: str) -> LedgerRow:
         self._require_writable()
-        row = self._rows.get(event_id)
+        row = self._folded.rows.get(event_id)
         if row is None or row.state != state:
             raise LedgerError(
                 f"event {event_id} is {row.state if row else 'not in the ledger'}",

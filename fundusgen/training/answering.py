@@ -1,6 +1,7 @@
 """How a site answers a request: the one order that is safe.
 
-    policy -> replay? -> budget -> read patients -> reserve -> train -> outbox -> commit -> release
+    ledger -> policy -> replay? -> budget -> read patients -> reserve -> train -> sign a receipt
+           -> outbox -> commit -> release
 
 Whatever goes wrong, what leaves is an `Answer` that the ledger holds or a `Refusal` in one word.
 The noise multiplier is found before the first step and kept for the study, by its first event.
@@ -8,13 +9,17 @@ The noise multiplier is found before the first step and kept for the study, by i
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from fundusgen.code import code_hash
 from fundusgen.data.conditions import CONDITIONS
 from fundusgen.data.manifest import ManifestSettings
 from fundusgen.data.patients import PatientDataset, load_patients
@@ -29,17 +34,27 @@ from fundusgen.errors import (
     SiteError,
     StudyError,
 )
-from fundusgen.federation.exchange import Answer, Receipt, Refusal, Request
+from fundusgen.federation.exchange import Answer, Refusal, Request
 from fundusgen.federation.payload import from_payload, to_payload
 from fundusgen.federation.weights import digest
+from fundusgen.models.factory import build_model, private_names
 from fundusgen.privacy.accounting import calibrate_noise_multiplier, epsilon
-from fundusgen.privacy.events import Event
+from fundusgen.privacy.events import Event, merged
+from fundusgen.privacy.keys import data_fingerprint, signing_key
 from fundusgen.privacy.ledger import Ledger
 from fundusgen.privacy.ledger_answers import Refuse, Replay, RequestConflict, answer_for
 from fundusgen.privacy.ledger_rows import LedgerRow
 from fundusgen.privacy.noise import FastNoise, SecureNoise
 from fundusgen.privacy.outbox import Outbox
-from fundusgen.privacy.policy import Policy, RefusalReason, Refused, require_allowed
+from fundusgen.privacy.policy import (
+    Policy,
+    RefusalReason,
+    Refused,
+    over_budget,
+    require_allowed,
+)
+from fundusgen.privacy.receipts import Receipt
+from fundusgen.privacy.remarks import note_policy, note_refusal, note_replay
 from fundusgen.site import SiteFolder, SiteSettings
 from fundusgen.study import Study, parse_study
 from fundusgen.training.local import PreparedRound, load_model, prepare_round, train_round
@@ -47,6 +62,7 @@ from fundusgen.training.local import PreparedRound, load_model, prepare_round, t
 log = logging.getLogger("fundusgen.client")
 # No study is near this long; parsing what a server made up should not take minutes.
 MAX_STUDY_CHARACTERS = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 # What an error says to the server, by where it comes from; the rest is `failed`.
 _WORDS: tuple[tuple[type[FundusgenError], RefusalReason], ...] = (
@@ -77,87 +93,122 @@ def answer(site: SiteFolder, request: Request) -> Answer | Refusal:
         OSError: The disk fails in a way that no ledger error covers; the caller refuses.
     """
     try:
-        return _answer(site, request)
-    except Refused as refused:
-        log.warning("round %d refused: %s", request.round_number, refused)
-        return Refusal(refused.reason)
+        with Ledger.open(site.ledger_file) as ledger:
+            return _recorded(ledger, site, request)
     except FundusgenError as error:
         log.error("round %d refused: %s", request.round_number, error)
         return Refusal(_word(error))
 
 
 def _word(error: FundusgenError) -> RefusalReason:
+    if isinstance(error, Refused):
+        return error.reason
     return next((word for kind, word in _WORDS if isinstance(error, kind)), RefusalReason.FAILED)
 
 
-def _answer(site: SiteFolder, request: Request) -> Answer:
-    started_s = time.monotonic()
-    settings, policy, study = site.settings(), _policy(site), _study(request)
-    outbox = Outbox(site.outbox)
-    with Ledger.open(site.ledger_file) as ledger:
-        _require_whole(ledger, outbox)
-        decision = answer_for(
+def _recorded(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
+    """Answer, and write a refusal into the ledger as long as that can be trusted."""
+    try:
+        return _answer(ledger, site, request)
+    except FundusgenError as error:
+        if isinstance(error, LedgerError) and not isinstance(error, RequestConflict):
+            raise
+        # Other errors' sentences may hold the name of a file; the policy's never do.
+        said = str(error) if isinstance(error, Refused | RequestConflict) else ""
+        note_refusal(
             ledger,
-            study_hash=request.study_hash,
+            _word(error),
+            said,
             round_number=request.round_number,
-            stage=request.stage,
-            request_id=request.request_id,
-            content_digest=request.content_digest,
+            study_hash=request.study_hash if _DIGEST.fullmatch(request.study_hash) else "",
         )
-        if isinstance(decision, Refuse):
-            raise decision.as_error()
-        if isinstance(decision, Replay):
-            return _replay(ledger, outbox, policy, decision, request)
-        event = _event(study, request, ledger.rows())
-        require_allowed(
-            policy,
-            noise_multiplier=event.noise_multiplier,
-            noise=study.privacy.noise,
-            declared_patients=settings.data.declared_patients,
-        )
-        _require_budget(ledger, policy, study, event)
-        # All that can be wrong with the request or the data is found before anything is spent.
-        prepared = _prepared(site, settings, study, request, event)
-        reply, training_s = _spent(
-            ledger, outbox, settings, policy, study, request, event, prepared
-        )
+        raise
+
+
+def _answer(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
+    started_s = time.monotonic()
+    asked = _asked(site, request)
+    outbox = Outbox(site.outbox)
+    _require_whole(ledger, outbox, request.known_receipts.get(asked.settings.name))
+    note_policy(ledger, asked.policy)
+    decision = answer_for(
+        ledger,
+        study_hash=request.study_hash,
+        round_number=request.round_number,
+        stage=request.stage,
+        request_id=request.request_id,
+        content_digest=request.content_digest,
+    )
+    if isinstance(decision, Refuse):
+        raise decision.as_error()
+    if isinstance(decision, Replay):
+        return _replay(ledger, outbox, asked, decision)
+    event = _event(asked.study, request, ledger.rows())
+    _require_allowed(asked, event)
+    _require_budget(ledger, asked, event)
+    # All that can be wrong with the request or the data is found before anything is spent.
+    prepared, fingerprint = _prepared(site, asked, event)
+    reply, training_s = _spent(ledger, outbox, asked, event, prepared, fingerprint)
     log.info(
         "round %d of %s answered in %.2f s, %.2f s of it training: epsilon is %.3f of %.3f at "
         "delta %g",
-        request.round_number, study.study_id, time.monotonic() - started_s, training_s,
-        reply.receipt.epsilon_total, policy.max_epsilon, policy.delta,
+        request.round_number, asked.study.study_id, time.monotonic() - started_s, training_s,
+        reply.receipt.epsilon_total, asked.policy.max_epsilon, asked.policy.delta,
     )  # fmt: skip
     return reply
 
 
-def _prepared(
-    site: SiteFolder, settings: SiteSettings, study: Study, request: Request, event: Event
-) -> PreparedRound:
-    """Load model and patients, and build the mechanism."""
-    return prepare_round(
+@dataclass(frozen=True)
+class _Asked:
+    """A request, and everything at the site that it is held against."""
+
+    request: Request
+    study: Study
+    settings: SiteSettings
+    policy: Policy
+    key: ec.EllipticCurvePrivateKey
+    code_hash: str
+
+
+def _asked(site: SiteFolder, request: Request) -> _Asked:
+    return _Asked(
+        request,
+        _study(request),
+        site.settings(),
+        _policy(site),
+        signing_key(site.keys),
+        code_hash(),
+    )
+
+
+def _prepared(site: SiteFolder, asked: _Asked, event: Event) -> tuple[PreparedRound, str]:
+    """Load model and patients and build the mechanism; also names the data."""
+    study, settings = asked.study, asked.settings
+    patients, content_digest = _patients(site, settings, study)
+    prepared = prepare_round(
         study,
-        load_model(study, request.weights),
-        _patients(site, settings, study),
-        round_number=request.round_number,
+        load_model(study, asked.request.weights),
+        patients,
+        round_number=asked.request.round_number,
         noise_multiplier=event.noise_multiplier,
         declared_patients=settings.data.declared_patients,
         noise=SecureNoise() if study.privacy.noise == "secure" else FastNoise(),
         device=prepare_device(settings),
         batch_patients=settings.batch_patients,
     )
+    return prepared, data_fingerprint(site.keys, content_digest)
 
 
 def _spent(
     ledger: Ledger,
     outbox: Outbox,
-    settings: SiteSettings,
-    policy: Policy,
-    study: Study,
-    request: Request,
+    asked: _Asked,
     event: Event,
     prepared: PreparedRound,
+    fingerprint: str,
 ) -> tuple[Answer, float]:
     """Reserve, train, keep, commit and release; returns the answer and seconds of training."""
+    request, study, policy = asked.request, asked.study, asked.policy
     event_id = ledger.reserve(
         study_id=study.study_id,
         study_hash=request.study_hash,
@@ -168,28 +219,43 @@ def _spent(
         event=event,
         delta=policy.delta,
         noise_kind=study.privacy.noise,
-        patients_declared=settings.data.declared_patients,
+        patients_declared=asked.settings.data.declared_patients,
+        data_fingerprint=fingerprint,
+        policy_hash=policy.policy_hash,
+        code_hash=asked.code_hash,
     )
     started_s = time.monotonic()
     weights = train_round(prepared)
     training_s = time.monotonic() - started_s
-    receipt = Receipt(
-        site=settings.name,
-        study_hash=request.study_hash,
-        round_number=request.round_number,
-        request_id=request.request_id,
-        event=event.to_json(),
-        epsilon_total=epsilon(ledger.events(), policy.delta),
-        delta=policy.delta,
-        declared_patients=settings.data.declared_patients,
-        noise=study.privacy.noise,
-        payload_digest=digest(weights),
-    )
-    reply = Answer(weights, receipt)
+    reply = Answer(weights, _receipt(ledger, asked, event, digest(weights)))
     payload_digest = outbox.put(request.request_id, to_payload(reply))
-    ledger.commit(event_id, event, payload_digest)
+    ledger.commit(event_id, event, payload_digest, receipt_digest=reply.receipt.digest)
     ledger.release(event_id, payload_digest)
     return reply, training_s
+
+
+def _receipt(ledger: Ledger, asked: _Asked, event: Event, payload_digest: str) -> Receipt:
+    """State what is about to be released; nothing in it is chosen by the data."""
+    last, spent = ledger.last_receipt, merged(ledger.events())
+    return Receipt(
+        site=asked.settings.name,
+        study_id=asked.study.study_id,
+        study_hash=asked.request.study_hash,
+        round_number=asked.request.round_number,
+        stage=asked.request.stage,
+        request_id=asked.request.request_id,
+        event=event,
+        spent=spent,
+        epsilon_total=epsilon(spent, asked.policy.delta),
+        delta=asked.policy.delta,
+        declared_patients=asked.settings.data.declared_patients,
+        noise=asked.study.privacy.noise,
+        payload_digest=payload_digest,
+        policy_hash=asked.policy.policy_hash,
+        code_hash=asked.code_hash,
+        sequence=last.sequence + 1,
+        previous=last.digest,
+    ).signed(asked.key)
 
 
 def _policy(site: SiteFolder) -> Policy:
@@ -232,42 +298,53 @@ def _require_json(text: str) -> None:
         )
 
 
-def _require_whole(ledger: Ledger, outbox: Outbox) -> None:
-    """Refuse to go on with a ledger that does not know all replies of the outbox.
+def _require_whole(ledger: Ledger, outbox: Outbox, known_receipt: str | None) -> None:
+    """Refuse to go on with a ledger that does not know all that went out under it.
 
-    A reply is put there after its reservation. If the ledger lacks it, the ledger was lost or an
-    older one was put back, together with its head, and what was spent since is forgotten.
+    A reply is put into the outbox after its reservation, and a server holds a receipt only of
+    what was released. If the ledger lacks either, it was lost or an older one was put back, with
+    its head or with the whole folder, and what was spent since is forgotten.
     """
     unknown = [request for request in outbox.requests() if ledger.find(request) is None]
     if unknown:
         raise LedgerError(
             f"The outbox holds replies to {len(unknown)} requests that the ledger does not know",
             expected="the ledger under which they were made",
-            remedy="Restore the ledger: without it, what was spent would be forgotten",
+            remedy="Restore the latest ledger, or repair it with: fundusgen site ledger repair",
+        )
+    if known_receipt is not None and not ledger.knows_receipt(known_receipt):
+        raise LedgerError(
+            f"The server says that it holds receipt {known_receipt[:12]} of this site, which the "
+            "ledger does not know",
+            expected="the ledger under which it was signed",
+            remedy="If the site was restored from a backup, ask the study lead for this site's "
+            "receipts and use: fundusgen site ledger repair --receipts DIR",
         )
 
 
-def _replay(
-    ledger: Ledger, outbox: Outbox, policy: Policy, decision: Replay, request: Request
-) -> Answer:
+def _replay(ledger: Ledger, outbox: Outbox, asked: _Asked, decision: Replay) -> Answer:
     """Give the stored answer again; one that has not gone out yet must still be allowed."""
-    payload = outbox.get(decision.row.request_id, decision.row.payload_digest)
+    row, policy = decision.row, asked.policy
+    payload = outbox.get(row.request_id, row.payload_digest)
     if payload is None:
         raise LedgerError(
-            f"The ledger holds an answer to round {request.round_number} that the outbox lacks",
+            f"The ledger holds an answer to round {row.round_number} that the outbox lacks",
             expected="the bytes that were released",
             remedy="Restore the outbox; the round is not trained twice",
         )
-    if decision.row.state != "released":
-        total = ledger.epsilon(policy.delta)
+    if row.state != "released":
+        _require_allowed(asked, row.event)
+        total = policy.total_epsilon(ledger.events())
         if not total <= policy.max_epsilon:
             raise Refused(
                 RefusalReason.BUDGET_EXHAUSTED,
                 f"Epsilon is {total:.3f} at delta {policy.delta:g} with this unreleased answer",
                 expected=f"at most {policy.max_epsilon:g} by this site's policy",
             )
-        ledger.release(decision.row.event_id, decision.row.payload_digest)
-    log.info("round %d was answered before: the same bytes again", request.round_number)
+        ledger.release(row.event_id, row.payload_digest)
+    else:
+        note_replay(ledger, row)
+    log.info("round %d was answered before: the same bytes again", row.round_number)
     return from_payload(payload)
 
 
@@ -309,23 +386,34 @@ def _calibrated(target_epsilon: float, target_delta: float, rate: float, steps: 
     )
 
 
-def _require_budget(ledger: Ledger, policy: Policy, study: Study, event: Event) -> None:
+def _require_allowed(asked: _Asked, event: Event) -> None:
+    require_allowed(
+        asked.policy,
+        asked.study,
+        noise_multiplier=event.noise_multiplier,
+        declared_patients=asked.settings.data.declared_patients,
+        reply_bytes=reply_bytes(asked.study),
+        code_hash=asked.code_hash,
+    )
+
+
+def _require_budget(ledger: Ledger, asked: _Asked, event: Event) -> None:
     """Refuse a round that would exceed the site's cap, or a study that would on its first round."""
-    rows = ledger.rows()
-    begun = any(row.study_hash == study.study_hash for row in rows)
-    steps = event.steps if begun else study.dpsgd_steps
-    planned = Event(event.kind, event.noise_multiplier, event.sample_rate, steps)
-    total = epsilon([*ledger.events(), planned], policy.delta)
-    if not total <= policy.max_epsilon:
-        what = "This round" if begun else "The study"
-        raise Refused(
-            RefusalReason.BUDGET_EXHAUSTED,
-            f"{what} would bring epsilon to {total:.3f} at delta {policy.delta:g}",
-            expected=f"at most {policy.max_epsilon:g} by this site's policy",
-        )
+    begun = any(row.study_hash == asked.study.study_hash for row in ledger.rows())
+    planned = event if begun else replace(event, steps=asked.study.dpsgd_steps)
+    if (refused := over_budget(asked.policy, ledger.events(), planned)) is not None:
+        raise refused
 
 
-def _patients(site: SiteFolder, settings: SiteSettings, study: Study) -> PatientDataset:
+def reply_bytes(study: Study) -> int:
+    """Size of the arrays of one reply, in bytes."""
+    model = build_model(study)
+    return sum(
+        4 * model.get_parameter(name).numel() for name in private_names(model, study.model.private)
+    )
+
+
+def _patients(site: SiteFolder, settings: SiteSettings, study: Study) -> tuple[PatientDataset, str]:
     # Whether the site has a patient with some condition is as private as anything: a study of a
     # condition that nobody here has is answered with noise, not with a word. So all conditions
     # are loaded, and the study's are picked here, be there any or not.
@@ -346,7 +434,7 @@ def _patients(site: SiteFolder, settings: SiteSettings, study: Study) -> Patient
         len(patients), patients.image_count, left_out,
         loaded.dataset.image_count - patients.image_count, len(loaded.problems) - left_out,
     )  # fmt: skip
-    return patients
+    return patients, loaded.content_digest
 
 
 def prepare_device(settings: SiteSettings) -> torch.device:

@@ -49,7 +49,8 @@ def site(tmp_path_factory) -> SiteFolder:
     site = SiteFolder(folder)
     data = SiteData(manifest=Path("data/manifest.csv"), root=Path("data"), declared_patients=12)
     site.write(
-        SiteSettings(name="north", data=data, threads=1), Policy(max_epsilon=8.0, delta=1e-5)
+        SiteSettings(name="north", data=data, threads=1),
+        Policy(max_epsilon=8.0, delta=1e-5, studies=(STUDY.study_hash,), code="any"),
     )
     # Answered once, so that the noise of the study is found and the images are framed.
     assert parts(ask(site, request())) == {"arrays", "receipt"}

@@ -6,7 +6,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fundusgen.errors import FederationError
-from fundusgen.federation.exchange import Answer, Receipt, Refusal, Request
+from fundusgen.federation.exchange import Answer, Refusal, Request
 from fundusgen.federation.messages import (
     reply_from_record,
     reply_to_record,
@@ -15,21 +15,32 @@ from fundusgen.federation.messages import (
 )
 from fundusgen.federation.payload import from_payload, to_payload
 from fundusgen.federation.weights import digest
+from fundusgen.privacy.events import Event
 from fundusgen.privacy.policy import RefusalReason
+from fundusgen.privacy.receipts import Receipt
 
 WEIGHTS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
-REQUEST = Request("{}", "h" * 64, 2, "dpsgd", WEIGHTS)
+REQUEST = Request("{}", "5" * 64, 2, "dpsgd", WEIGHTS, {"north": "7" * 64})
+EVENT = Event("subsampled_gaussian", 1.5, 0.1, 4)
 RECEIPT = Receipt(
     site="north",
-    study_hash="h" * 64,
+    study_id="retina",
+    study_hash="5" * 64,
     round_number=2,
+    stage="dpsgd",
     request_id=REQUEST.request_id,
-    event={"kind": "subsampled_gaussian"},
+    event=EVENT,
+    spent=(EVENT,),
     epsilon_total=1.5,
     delta=1e-5,
     declared_patients=100,
     noise="secure",
     payload_digest=digest(WEIGHTS),
+    policy_hash="a" * 64,
+    code_hash="c" * 64,
+    sequence=1,
+    previous="0" * 64,
+    signature="QUJD",
 )
 
 
@@ -37,6 +48,7 @@ def test_a_request_arrives_as_it_was_sent() -> None:
     arrived = request_from_record(request_to_record(REQUEST))
     assert arrived.request_id == REQUEST.request_id
     assert (arrived.study, arrived.round_number, arrived.stage) == ("{}", 2, "dpsgd")
+    assert arrived.known_receipts == {"north": "7" * 64}
     np.testing.assert_array_equal(arrived.weights["a.weight"], WEIGHTS["a.weight"])
 
 
@@ -55,8 +67,9 @@ def test_what_leaves_a_site_has_two_parts_and_no_more() -> None:
     assert set(record) == {"arrays", "receipt"}
     assert set(record["receipt"]) == {"json"}
     assert set(json.loads(record["receipt"]["json"])) == {
-        "site", "study_hash", "round_number", "request_id", "event", "epsilon_total", "delta",
-        "declared_patients", "noise", "payload_digest",
+        "version", "site", "study_id", "study_hash", "round_number", "stage", "request_id", "event",
+        "spent", "epsilon_total", "delta", "declared_patients", "noise", "payload_digest",
+        "policy_hash", "code_hash", "sequence", "previous", "signature",
     }  # fmt: skip
     assert set(reply_to_record(Refusal(RefusalReason.NO_DATA))) == {"refusal"}
 

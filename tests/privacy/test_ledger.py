@@ -108,7 +108,7 @@ def test_an_event_passes_through_its_states_and_keeps_all_that_was_said(path):
             name: value for name, value in said.items() if name != "event"
         }
         done = dataclasses.replace(PLAN, steps=7)
-        ledger.commit(event_id, done, REPLY)
+        ledger.commit(event_id, done, REPLY, receipt_digest="e" * 64)
         row = ledger.find_round("5" * 64, 1, "dpsgd")
         assert (row.state, row.planned, row.event, row.payload_digest) == (
             "committed",
@@ -116,7 +116,7 @@ def test_an_event_passes_through_its_states_and_keeps_all_that_was_said(path):
             done,
             REPLY,
         )
-        ledger.release(event_id, REPLY, receipt_digest="e" * 64)
+        ledger.release(event_id, REPLY)
         row = ledger.rows()[0]
         assert (row.state, row.event, row.receipt_digest) == ("released", done, "e" * 64)
     with Ledger.open(path) as again:

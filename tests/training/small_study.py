@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import yaml
+
+from fundusgen.errors import FundusgenError
 from fundusgen.federation.exchange import Request
 from fundusgen.models.factory import build_model
 from fundusgen.phantom.site import write_site_folder
@@ -42,9 +45,26 @@ def phantom_site(folder: Path, **policy: object) -> SiteFolder:
             ),
             threads=1,
         ),
-        Policy.model_validate({"max_epsilon": 8.0, "delta": 1e-5, **policy}),
+        Policy.model_validate({"max_epsilon": 8.0, "delta": 1e-5, "code": "any", **policy}),
     )
     return site
+
+
+def approve(site: SiteFolder, study: Study) -> None:
+    """Let a study in, as a person does who edits the policy by hand."""
+    content = yaml.safe_load(site.policy_file.read_text())
+    studies = [*content["studies"], study.study_hash]
+    site.policy_file.write_text(yaml.safe_dump({**content, "studies": studies}))
+
+
+def approve_asked(site: SiteFolder, request: Request) -> None:
+    """Let in whatever study a request is about, where there is one and a policy to change."""
+    try:
+        study, policy = Study.model_validate_json(request.study), site.policy()
+    except (ValueError, FundusgenError):
+        return
+    if study.study_hash not in policy.studies:
+        approve(site, study)
 
 
 def request_for(study: Study, round_number: int = 1, shift: float = 0.0) -> Request:

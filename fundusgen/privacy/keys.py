@@ -1,0 +1,138 @@
+"""A site's keys: the pair that signs its receipts, and the secret under its data's fingerprint.
+
+keys/node         EC P-384, OpenSSH, for its owner only; Flower's SuperNode uses it too
+keys/node.pub     its public half, which the study lead gets
+keys/fingerprint  32 secret bytes, never shown to anyone
+"""
+
+import base64
+import hashlib
+import hmac
+import secrets
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fundusgen.errors import SiteError
+from fundusgen.storage import write_atomically
+
+PRIVATE_KEY, PUBLIC_KEY, FINGERPRINT_KEY = "node", "node.pub", "fingerprint"
+_FINGERPRINT_BYTES = 32
+
+
+def make_keys(folder: Path) -> None:
+    """Make a site's keys.
+
+    Guarantee: private files are readable by their owner only; each is whole or absent.
+    Edge cases: a key that is there is kept: what it has signed stays checkable.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (folder / PRIVATE_KEY).exists():
+        key = ec.generate_private_key(ec.SECP384R1())
+        private = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        )
+        write_atomically(folder / PRIVATE_KEY, private, mode=0o600)
+        write_atomically(folder / PUBLIC_KEY, public_text(key.public_key()) + "\n")
+    if not (folder / FINGERPRINT_KEY).exists():
+        secret = secrets.token_bytes(_FINGERPRINT_BYTES)
+        write_atomically(folder / FINGERPRINT_KEY, secret, mode=0o600)
+
+
+def signing_key(folder: Path) -> ec.EllipticCurvePrivateKey:
+    """Read the site's private key.
+
+    Guarantee: a key on P-384, or an error that does not show it.
+    Edge cases: a key with a password is refused: nobody is there to type it.
+
+    Raises:
+        SiteError: There is none, or it is of another kind.
+    """
+    path = folder / PRIVATE_KEY
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _unusable(path, type(error).__name__) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise _unusable(path, "another kind of key")
+    return key
+
+
+def public_key(text: str | bytes, source: str) -> ec.EllipticCurvePublicKey:
+    """Read a public key from a line such as `node.pub` holds.
+
+    Guarantee: a key on P-384.
+    Edge cases: a comment after the key is ignored.
+
+    Args:
+        text: `ecdsa-sha2-nistp384 AAAA...`.
+        source: Names the key in errors.
+
+    Raises:
+        SiteError: The text is no such key.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    try:
+        key = serialization.load_ssh_public_key(data.strip())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _unusable(Path(source), type(error).__name__) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise _unusable(Path(source), "another kind of key")
+    return key
+
+
+def public_text(key: ec.EllipticCurvePublicKey) -> str:
+    """Write a public key as one line in OpenSSH's format.
+
+    Guarantee: `public_key` reads it back.
+    Edge cases: no comment, no end of line.
+    """
+    return key.public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    ).decode()
+
+
+def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """Name a public key as `ssh-keygen -lf` does: `SHA256:` and 43 characters.
+
+    Guarantee: other keys have other names.
+    Edge cases: none.
+    """
+    blob = base64.b64decode(public_text(key).split()[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def data_fingerprint(folder: Path, content_digest: str) -> str:
+    """Name the data that a mechanism used, without saying anything about it.
+
+    Guarantee: HMAC-SHA256 under the site's secret: to who does not have that, a random text that
+    is equal for equal data. It is for the site's own ledger and is never sent.
+    Edge cases: another secret gives other names to the same data.
+
+    Raises:
+        SiteError: The secret is missing or too short.
+    """
+    path = folder / FINGERPRINT_KEY
+    try:
+        secret = path.read_bytes()
+    except OSError as error:
+        raise _unusable(path, error.strerror or "an error of the disk") from error
+    if len(secret) != _FINGERPRINT_BYTES:
+        raise _unusable(path, f"{len(secret)} bytes")
+    return hmac.new(secret, content_digest.encode(), hashlib.sha256).hexdigest()
+
+
+def _unusable(path: Path, found: str) -> SiteError:
+    return SiteError(
+        f"The key {path} cannot be used ({found})",
+        expected="keys as `fundusgen site init` makes them (EC P-384, OpenSSH, no password)",
+        remedy="Restore the site's keys from a backup, or make missing ones with "
+        "`fundusgen site keys DIR`, and give the study lead the new node.pub",
+    )
