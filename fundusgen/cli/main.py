@@ -9,6 +9,7 @@ import typer
 from fundusgen import __version__
 from fundusgen.cli.generate import generate
 from fundusgen.cli.phantom import phantom_app
+from fundusgen.cli.plan import plan
 from fundusgen.cli.site import site_app
 from fundusgen.errors import FundusgenError
 
@@ -32,11 +33,15 @@ def _root(
 
 
 app.command()(generate)
+app.command()(plan)
 app.add_typer(phantom_app, name="phantom")
 app.add_typer(site_app, name="site")
-# Commands that start servers and clients live above the library and join here by name.
+# Commands that start servers and clients live above the library and join here by name; one
+# named `site.join` joins the group `site`.
+_groups = {"": app, "site": site_app}
 for _entry in entry_points(group="fundusgen.commands"):
-    app.command(_entry.name)(_entry.load())
+    _group, _, _name = _entry.name.rpartition(".")
+    _groups[_group].command(_name)(_entry.load())
 
 
 def main() -> None:
