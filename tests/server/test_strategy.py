@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fundusgen.errors import FederationError
-from fundusgen.federation.exchange import Answer, Receipt, Refusal, Request
+from fundusgen.errors import FederationError, RunError
+from fundusgen.federation.exchange import Answer, Refusal, Request
 from fundusgen.federation.messages import (
     pack_arrays,
     reply_to_record,
@@ -19,10 +20,16 @@ from fundusgen.federation.messages import (
 from fundusgen.federation.weights import Weights, digest
 from fundusgen.models.factory import build_model, private_names
 from fundusgen.models.generator import Generator
+from fundusgen.privacy.accounting import epsilon
+from fundusgen.privacy.events import Event
+from fundusgen.privacy.keys import public_text
 from fundusgen.privacy.policy import RefusalReason
+from fundusgen.privacy.receipt_folder import read_receipts
+from fundusgen.privacy.receipts import Receipt
 from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
 from server.postprocess import Postprocess
+from server.receipts import ReceiptBook
 from server.strategy import StudyStrategy
 
 Site = Callable[[Request], RecordDict | None]
@@ -85,19 +92,38 @@ class FakeGrid:
         return [self.waiting.pop(name) for name in list(names) if name in self.waiting]
 
 
+KEYS = {name: ec.generate_private_key(ec.SECP384R1()) for name in ("a", "b", "c", "bad")}
+EVENT = Event("gaussian", 4.0, 1.0, 1)
+
+
 def receipt(name: str, request: Request, weights: Weights, patients: int = 10) -> Receipt:
+    # Every second receipt of a site goes to another study, so no link to the one before is held.
+    spent = (replace(EVENT, steps=2 * request.round_number),)
     return Receipt(
         site=name,
+        study_id="t",
         study_hash=request.study_hash,
         round_number=request.round_number,
+        stage=request.stage,
         request_id=request.request_id,
-        event={"kind": "subsampled_gaussian"},
-        epsilon_total=0.5 * request.round_number,
+        event=EVENT,
+        spent=spent,
+        epsilon_total=epsilon(spent, 1e-5),
         delta=1e-5,
         declared_patients=patients,
         noise="secure",
         payload_digest=digest(weights),
-    )
+        policy_hash="a" * 64,
+        code_hash="c" * 64,
+        sequence=2 * request.round_number,
+        previous="0" * 64,
+    ).signed(KEYS[name])
+
+
+def know_sites(folder: RunFolder) -> None:
+    folder.known_sites.mkdir(parents=True, exist_ok=True)
+    for name, key in KEYS.items():
+        (folder.known_sites / f"{name}.pub").write_text(public_text(key.public_key()))
 
 
 def honest(name: str, shift: float = 0.01, patients: int = 10) -> Site:
@@ -121,13 +147,20 @@ def with_weights(change: Callable[[Weights], Weights]) -> Callable[[Answer], Ans
 
     def spoil(answer: Answer) -> Answer:
         weights = change(dict(answer.weights))
-        return Answer(weights, replace(answer.receipt, payload_digest=digest(weights)))
+        changed = replace(answer.receipt, payload_digest=digest(weights))
+        return Answer(weights, changed.signed(KEYS[changed.site]))
 
     return spoil
 
 
-def with_receipt(**changes: object) -> Callable[[Answer], Answer]:
-    return lambda answer: Answer(answer.weights, replace(answer.receipt, **changes))
+def with_receipt(signed_by: str | None = "bad", **changes: object) -> Callable[[Answer], Answer]:
+    """Spoil the receipt; None leaves the signature that it had before."""
+
+    def spoil(answer: Answer) -> Answer:
+        changed = replace(answer.receipt, **changes)
+        return Answer(answer.weights, changed.signed(KEYS[signed_by]) if signed_by else changed)
+
+    return spoil
 
 
 def run(tmp_path, sites: list[Site], **federation: object) -> tuple[RunFolder, FakeGrid, Weights]:
@@ -137,7 +170,8 @@ def run(tmp_path, sites: list[Site], **federation: object) -> tuple[RunFolder, F
     first = postprocess.state.weights
     names = private_names(build_model(chosen), chosen.model.private)
     grid = FakeGrid(sites)
-    StudyStrategy(chosen, names, postprocess).start(
+    know_sites(folder)
+    StudyStrategy(chosen, names, postprocess, ReceiptBook(folder)).start(
         grid,
         pack_arrays(first),
         num_rounds=chosen.federation.rounds,
@@ -160,10 +194,11 @@ def test_two_rounds_average_the_sites_and_leave_a_run_folder(tmp_path) -> None:
         "round-0002.safetensors",
     ]
     assert sorted(p.name for p in folder.samples.iterdir()) == ["round-0001.png", "round-0002.png"]
-    assert (folder.receipts / "a" / "round-0002.json").is_file()
+    assert (folder.receipts / "a" / "000004.json").is_file()
     metrics = folder.metrics()
     assert [entry["round"] for entry in metrics] == [1, 2]
-    assert [site["epsilon"] for site in metrics[1]["sites"]] == [1.0, 1.0]
+    cost = epsilon([replace(EVENT, steps=4)], 1e-5)
+    assert [site["epsilon"] for site in metrics[1]["sites"]] == [cost, cost]
 
 
 def test_shares_follow_the_declared_patients_or_are_equal(tmp_path) -> None:
@@ -185,6 +220,15 @@ BAD: dict[str, Site] = {
     "other study": spoiled("bad", with_receipt(study_hash="0" * 64)),
     "other arrays": spoiled("bad", with_receipt(payload_digest="0" * 64)),
     "folder as name": spoiled("bad", with_receipt(site="../../evil")),
+    "unknown site": spoiled("bad", with_receipt(site="nobody")),
+    "in another's name": spoiled("bad", with_receipt(site="b")),
+    "signed by another": spoiled("bad", with_receipt("a")),
+    "changed after signing": spoiled("bad", with_receipt(None, declared_patients=9000)),
+    "not signed": spoiled("bad", with_receipt(None, signature="")),
+    "epsilon too small": spoiled("bad", with_receipt(epsilon_total=0.01)),
+    "own event not counted": spoiled(
+        "bad", with_receipt(event=replace(EVENT, noise_multiplier=1.0))
+    ),
     "no patients": spoiled("bad", with_receipt(declared_patients=0)),
     "negative epsilon": spoiled("bad", with_receipt(epsilon_total=-1.0)),
     "same name": spoiled("a", lambda answer: answer),
@@ -271,11 +315,60 @@ def test_an_epsilon_is_never_averaged(tmp_path) -> None:
     chosen = study(rounds=1)
     postprocess = Postprocess(chosen, RunFolder(tmp_path))
     names = private_names(build_model(chosen), chosen.model.private)
-    costly = spoiled("b", with_receipt(epsilon_total=7.0))
-    result = StudyStrategy(chosen, names, postprocess).start(
+    more = (replace(EVENT, steps=50),)
+    cost = epsilon(more, 1e-5)
+    costly = spoiled("b", with_receipt("b", spent=more, epsilon_total=cost))
+    know_sites(postprocess.run)
+    result = StudyStrategy(chosen, names, postprocess, ReceiptBook(postprocess.run)).start(
         FakeGrid([honest("a"), costly]), pack_arrays(postprocess.state.weights), 1, 1.0
     )
-    assert result.train_metrics_clientapp[1]["epsilon-max"] == 7.0
+    assert result.train_metrics_clientapp[1]["epsilon-max"] == cost
+
+
+def test_every_receipt_is_kept_and_told_to_its_site(tmp_path) -> None:
+    folder, grid, _ = run(tmp_path, [honest("a"), honest("b")])
+    kept = read_receipts(folder.receipts)
+    assert [receipt.round_number for receipt in kept["a"]] == [1, 2]
+    assert grid.requests[0].known_receipts == {}
+    assert grid.requests[2].known_receipts == {
+        name: receipts[0].digest for name, receipts in kept.items()
+    }
+
+
+def test_a_site_whose_ledger_went_back_is_dropped_and_its_first_receipt_stays(tmp_path) -> None:
+    def goes_back(request: Request) -> RecordDict:
+        spoil = (
+            with_receipt("b", sequence=1) if request.round_number == 2 else lambda answer: answer
+        )
+        return spoiled("b", spoil)(request)
+
+    folder, _, _ = run(tmp_path, [honest("a"), goes_back])
+    second = folder.metrics()[1]["sites"]
+    assert [site["state"] for site in second] == ["accepted", "dropped"]
+    assert "came after receipt 2" in second[1]["reason"]
+    assert [receipt.sequence for receipt in read_receipts(folder.receipts)["b"]] == [2]
+
+
+def test_a_link_that_names_another_receipt_is_dropped(tmp_path) -> None:
+    def forks(request: Request) -> RecordDict:
+        spoil = (
+            with_receipt("b", sequence=3) if request.round_number == 2 else lambda answer: answer
+        )
+        return spoiled("b", spoil)(request)
+
+    folder, _, _ = run(tmp_path, [honest("a"), forks])
+    assert "does not name the receipt before" in folder.metrics()[1]["sites"][1]["reason"]
+
+
+def test_a_receipt_is_kept_even_if_the_arrays_do_not_count(tmp_path) -> None:
+    sites = [honest("a", 0.01), honest("b", 0.01), honest("c", 10.0)]
+    folder, _, _ = run(tmp_path, sites, rounds=1)
+    assert set(read_receipts(folder.receipts)) == {"a", "b", "c"}
+
+
+def test_a_run_that_knows_no_site_does_not_begin(tmp_path) -> None:
+    with pytest.raises(RunError, match="No site is known"):
+        ReceiptBook(RunFolder(tmp_path))
 
 
 def test_a_finished_run_has_a_generator_a_card_and_a_report(tmp_path) -> None:
@@ -284,7 +377,7 @@ def test_a_finished_run_has_a_generator_a_card_and_a_report(tmp_path) -> None:
     drawn = next(Generator.load(folder.generator).draw("amd", 2, 1))
     assert drawn.images_NSSC.shape == (2, 32, 32, 3)
     card = (folder.generator / "README.md").read_text()
-    assert "| a | 1.000 |" in card
+    assert f"| a | {epsilon([replace(EVENT, steps=4)], 1e-5):.3f} |" in card
     assert study().study_hash in card
     page = folder.report.read_text()
     assert "data:image/png;base64" in page
