@@ -10,7 +10,7 @@ from rich.table import Table
 from fundusgen.run_folder import RunFolder
 from fundusgen.site import SiteFolder
 from fundusgen.study import Study
-from fundusgen.training.forecast import WARN_NOISE_OVER_SIGNAL, forecast
+from fundusgen.training.forecast import LEARN_MORE, WARN_NOISE_OVER_SIGNAL, forecast
 from simulations.run import only_one, prepare
 from simulations.run import simulate as run_simulation
 
@@ -53,9 +53,7 @@ def _print_forecast(run: RunFolder, study: Study, console: Console) -> None:
     )
     if expected.noise_over_signal > WARN_NOISE_OVER_SIGNAL:
         console.print(
-            f"warning: above {WARN_NOISE_OVER_SIGNAL:g} little is learned. Train fewer parameters "
-            "(model.width, model.private), sample more patients a step (sample_rate), or pool "
-            "more sites",
+            f"warning: above {WARN_NOISE_OVER_SIGNAL:g} little is learned. {LEARN_MORE}",
             style="yellow",
         )
 

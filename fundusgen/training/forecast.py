@@ -1,4 +1,4 @@
-"""What a study will cost and whether it can learn, before anything is spent."""
+"""Whether a study can learn anything: noise over signal of a step, from public numbers alone."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,10 @@ from fundusgen.training.answering import noise_for
 
 # Above this a step moves the weights mostly at random; the pictures stay noise.
 WARN_NOISE_OVER_SIGNAL = 3.0
+LEARN_MORE = (
+    "Train fewer parameters (model.width, model.private), sample more patients a step "
+    "(sample_rate), or pool more sites"
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Forecast:
         noise_multiplier: With which all its rounds cost the target epsilon.
         private_parameters: Number of parameters trained on patients.
         noise_over_signal: Norm of the averaged noise of a step over the largest signal it can
-            carry, all sites pooled by their declared patients.
+            carry, all sites pooled.
     """
 
     noise_multiplier: float
@@ -31,20 +35,71 @@ class Forecast:
 def forecast(study: Study, declared_patients: Sequence[int]) -> Forecast:
     """Forecast a study over sites that declare these numbers of patients.
 
-    Averaged by declared patients, each site adds noise of norm
-    `noise_multiplier * sqrt(parameters) / (sample_rate * all patients)`, independently.
-
     Raises:
         AccountingError: No noise multiplier meets the study's target.
         ModelError: The study's private subset matches nothing.
     """
+    parameters, noise_multiplier = private_parameters(study), noise_for(study)
+    ratio = noise_over_signal(study, declared_patients, noise_multiplier, parameters)
+    return Forecast(noise_multiplier, parameters, ratio)
+
+
+def noise_over_signal(
+    study: Study, declared_patients: Sequence[int], noise_multiplier: float, parameters: int
+) -> float:
+    """Norm of the averaged noise of a step over the largest signal that it can carry.
+
+    Each site adds noise of norm `noise_multiplier * sqrt(parameters) / (sample_rate * patients)`
+    to a mean gradient of norm 1 at most (both over `max_grad_norm`). The server averages both
+    with the sites' shares; the signals may all agree, the noises are independent. With shares by
+    declared patients that is `noise_multiplier * sqrt(parameters * sites) / (sample_rate * all
+    patients)`.
+
+    Args:
+        study: The study; its sample rate and the sites' shares count.
+        declared_patients: Of each site, from 1; at least one site.
+        noise_multiplier: Of the study.
+        parameters: Number of parameters trained on patients.
+    """
+    shares = [
+        patients if study.federation.weights == "declared" else 1 for patients in declared_patients
+    ]
+    # A share over the site's patients; all of them equal where shares are the patients.
+    pooled = math.hypot(
+        *(share / patients for share, patients in zip(shares, declared_patients, strict=True))
+    ) / sum(shares)
+    return noise_multiplier * math.sqrt(parameters) * pooled / study.stages.dpsgd.sample_rate
+
+
+def private_parameters(study: Study) -> int:
+    """Count the parameters of a study that are trained on patients.
+
+    Raises:
+        ModelError: The study's private subset matches nothing.
+    """
     model = build_model(study)
     names = private_names(model, study.model.private)
-    parameters = sum(model.get_parameter(name).numel() for name in names)
-    noise_multiplier = noise_for(study)
-    sampled = study.stages.dpsgd.sample_rate * sum(declared_patients)
-    return Forecast(
-        noise_multiplier,
-        parameters,
-        noise_multiplier * math.sqrt(parameters * len(declared_patients)) / sampled,
-    )
+    return sum(model.get_parameter(name).numel() for name in names)
+
+
+def verdict(alone: float, pooled: float | None) -> str:
+    """Say in plain words whether a study can learn anything.
+
+    Args:
+        alone: `noise_over_signal` of this site by itself.
+        pooled: Of all sites, or None where they are not known.
+    """
+    ratio = alone if pooled is None else pooled
+    who = "at this site alone" if pooled is None else "averaged over all sites"
+    said = f"The noise of a step is {ratio:.2f} times its largest signal {who}"
+    if ratio <= WARN_NOISE_OVER_SIGNAL:
+        return f"{said}, not above {WARN_NOISE_OVER_SIGNAL:g}: the study can learn."
+    said = f"{said}, above {WARN_NOISE_OVER_SIGNAL:g}: "
+    if pooled is None:
+        # Of equal sites, noise and signal are averaged alike but for the root of their number.
+        wanted = math.ceil((alone / WARN_NOISE_OVER_SIGNAL) ** 2)
+        return (
+            f"{said}by itself it would teach little or nothing. With {wanted:,} sites of its size "
+            f"the study would come down to {WARN_NOISE_OVER_SIGNAL:g}."
+        )
+    return f"{said}the study will learn little or nothing. {LEARN_MORE}."

@@ -1,0 +1,170 @@
+"""How long a study would take on this machine: a few DP-SGD steps on a phantom, timed.
+
+For `fundusgen plan`. The steps go through `prepare_round` and `PatientSGD`, with the site's own
+batch size, threads and device, as they will in the study. Instead of patients there is one
+phantom, so that nothing of a hospital is read and nothing is spent. What is learned is dropped.
+"""
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import binom
+
+from fundusgen.data.patients import PatientDataset
+from fundusgen.errors import RunError
+from fundusgen.models.factory import build_model
+from fundusgen.phantom.population import phantom_images
+from fundusgen.privacy.noise import FastNoise, SecureNoise
+from fundusgen.site import SiteSettings
+from fundusgen.study import Study
+from fundusgen.training.answering import prepare_device
+from fundusgen.training.local import PreparedRound, load_model, prepare_round
+
+# Larger steps are this many batches, and then so many more: their time is batches.
+_MOST_BATCHES = 4
+# Other work on the machine comes and goes within seconds, and a single step may meet it.
+_LEAST_STEPS, _MOST_STEPS, _LONG_ENOUGH_S = 3, 20, 3.0
+# Standard deviations beyond which a binomial has nothing that counts.
+_TAIL = 10
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was measured, and on what.
+
+    Attributes:
+        seconds_per_step: Expected time of a step over the Poisson samples of the study.
+        seconds_per_round_besides: Of a round, besides its steps: load the weights, build the
+            mechanism, and what a first step takes longer in a new process. The site's own
+            files (manifest, images, ledger, outbox), Flower and the network are not in it.
+        batches_per_step: Expected number of batches of `batch_patients` in a step.
+        device: Where it was computed.
+        threads: Of torch.
+    """
+
+    seconds_per_step: float
+    seconds_per_round_besides: float
+    batches_per_step: float
+    device: str
+    threads: int
+
+
+def rehearse(study: Study, settings: SiteSettings, *, noise_multiplier: float) -> Rehearsal:
+    """Take a few of a study's steps on a phantom, and time them.
+
+    A batch takes as long whatever number of patients is in it, as it is padded to
+    `batch_patients`. So a batch is timed in a step of the expected size, of at most four batches,
+    and a step takes as many as its Poisson sample needs on average.
+
+    Sets the number of torch's threads for the process, as the client does.
+
+    Args:
+        study: The study.
+        settings: Of the site: declared patients, batch size, threads and device.
+        noise_multiplier: Noise of a step; any positive one takes as long.
+
+    Raises:
+        RunError: A step fails on this machine, mostly for want of memory.
+        SiteError: The site's device is not there.
+        ModelError: The study's model cannot be built, or its private subset matches nothing.
+    """
+    device = prepare_device(settings)
+    rate, size = study.stages.dpsgd.sample_rate, settings.batch_patients
+    declared = settings.data.declared_patients
+    patients = min(max(1, round(rate * declared)), _MOST_BATCHES * size)
+    try:
+        besides_s, step_s = _timed(study, settings, noise_multiplier, patients, device)
+    # Torch says in a plain RuntimeError that memory, or an operation of the device, is missing.
+    except (RuntimeError, MemoryError) as error:
+        raise RunError(
+            f"A step of this study fails on this machine: {' '.join(str(error).split())[:200]}",
+            expected=f"memory for the gradients of {size} patients on {device}",
+            remedy="Lower `batch_patients` in site.yaml, or choose another `device` there",
+        ) from error
+    batches = expected_batches(declared, rate, size)
+    return Rehearsal(
+        seconds_per_step=batches * step_s / math.ceil(patients / size),
+        seconds_per_round_besides=besides_s,
+        batches_per_step=batches,
+        device=str(device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def expected_batches(patients: int, sample_rate: float, size: int) -> float:
+    """Mean number of batches that a Poisson sample of patients is cut into.
+
+    An empty sample, which still takes its noise step, counts as one.
+
+    Args:
+        patients: From 1.
+        sample_rate: In (0, 1].
+        size: Patients of a batch, from 1.
+    """
+    mean = patients * sample_rate
+    reach = _TAIL * math.sqrt(mean * (1 - sample_rate)) + _TAIL
+    # Of batch k there are as many as samples of more than k * size; below the window, in all.
+    first = max(0, math.floor((mean - reach) / size))
+    last = math.ceil((mean + reach) / size)
+    more = binom.sf(np.arange(first, last) * size, patients, sample_rate)
+    return first + float(more.sum()) + float(binom.pmf(0, patients, sample_rate))
+
+
+def _timed(
+    study: Study,
+    settings: SiteSettings,
+    noise_multiplier: float,
+    patients: int,
+    device: torch.device,
+) -> tuple[float, float]:
+    """Seconds of a round besides its steps, and of a step on everyone of a phantom's patients."""
+    weights = {name: value.numpy() for name, value in build_model(study).state_dict().items()}
+    phantoms = _phantoms(study, patients)
+    began_s = time.perf_counter()
+    prepared = prepare_round(
+        _everyone_in_every_step(study),
+        load_model(study, weights),
+        phantoms,
+        round_number=1,
+        noise_multiplier=noise_multiplier,
+        declared_patients=patients,
+        noise=SecureNoise() if study.privacy.noise == "secure" else FastNoise(),
+        device=device,
+        batch_patients=settings.batch_patients,
+    )
+    prepared_s = time.perf_counter() - began_s
+    first_s = _step_s(prepared, device)
+    steps_s: list[float] = []
+    while len(steps_s) < _LEAST_STEPS or (
+        len(steps_s) < _MOST_STEPS and sum(steps_s) < _LONG_ENOUGH_S
+    ):
+        steps_s.append(_step_s(prepared, device))
+    step_s = statistics.median(steps_s)
+    return prepared_s + max(0.0, first_s - step_s), step_s
+
+
+def _step_s(prepared: PreparedRound, device: torch.device) -> float:
+    began_s = time.perf_counter()
+    prepared.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began_s
+
+
+def _phantoms(study: Study, patients: int) -> PatientDataset:
+    """A data set of one phantom under many names; its pixels are there once."""
+    (image_SSC,), _ = phantom_images(1, study.image_size, 0, ["normal"])
+    return PatientDataset(
+        np.broadcast_to(image_SSC, (patients, *image_SSC.shape)),
+        np.zeros(patients, np.int64),
+        [str(number) for number in range(patients)],
+    )
+
+
+def _everyone_in_every_step(study: Study) -> Study:
+    stage = study.stages.dpsgd.model_copy(update={"sample_rate": 1.0})
+    return study.model_copy(update={"stages": study.stages.model_copy(update={"dpsgd": stage})})
