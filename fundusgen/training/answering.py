@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -129,7 +129,7 @@ def _answer(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
     started_s = time.monotonic()
     asked = _asked(site, request)
     outbox = Outbox(site.outbox)
-    _require_whole(ledger, outbox, request.known_receipts.get(asked.settings.name))
+    require_whole(ledger, outbox.requests(), request.known_receipts.get(asked.settings.name))
     note_policy(ledger, asked.policy)
     decision = answer_for(
         ledger,
@@ -143,7 +143,7 @@ def _answer(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
         raise decision.as_error()
     if isinstance(decision, Replay):
         return _replay(ledger, outbox, asked, decision)
-    event = _event(asked.study, request, ledger.rows())
+    event = round_event(asked.study, request.stage, ledger.rows())
     _require_allowed(asked, event)
     _require_budget(ledger, asked, event)
     # All that can be wrong with the request or the data is found before anything is spent.
@@ -298,14 +298,22 @@ def _require_json(text: str) -> None:
         )
 
 
-def _require_whole(ledger: Ledger, outbox: Outbox, known_receipt: str | None) -> None:
+def require_whole(ledger: Ledger, replies: Iterable[str], known_receipt: str | None = None) -> None:
     """Refuse to go on with a ledger that does not know all that went out under it.
 
     A reply is put into the outbox after its reservation, and a server holds a receipt only of
     what was released. If the ledger lacks either, it was lost or an older one was put back, with
     its head or with the whole folder, and what was spent since is forgotten.
+
+    Args:
+        ledger: The site's ledger.
+        replies: Names of the requests whose replies are in the outbox.
+        known_receipt: Digest of the last receipt that a server holds, where one says so.
+
+    Raises:
+        LedgerError: The ledger has forgotten something.
     """
-    unknown = [request for request in outbox.requests() if ledger.find(request) is None]
+    unknown = [request for request in replies if ledger.find(request) is None]
     if unknown:
         raise LedgerError(
             f"The outbox holds replies to {len(unknown)} requests that the ledger does not know",
@@ -348,16 +356,25 @@ def _replay(ledger: Ledger, outbox: Outbox, asked: _Asked, decision: Replay) -> 
     return from_payload(payload)
 
 
-def _event(study: Study, request: Request, rows: Sequence[LedgerRow]) -> Event:
-    """The event of one round, with the noise of the study's first event where there is one."""
-    stage = study.stages.dpsgd
+def round_event(study: Study, stage: str, rows: Sequence[LedgerRow]) -> Event:
+    """The event of one round, with the noise of the study's first event where there is one.
+
+    Args:
+        study: The study.
+        stage: Its stage.
+        rows: The site's ledger.
+
+    Raises:
+        AccountingError: No noise multiplier meets the study's target.
+    """
+    dpsgd = study.stages.dpsgd
     earlier = [
         row.event.noise_multiplier
         for row in rows
-        if row.study_hash == request.study_hash and row.stage == request.stage
+        if row.study_hash == study.study_hash and row.stage == stage
     ]
     noise_multiplier = earlier[0] if earlier else noise_for(study)
-    return Event("subsampled_gaussian", noise_multiplier, stage.sample_rate, stage.steps_per_round)
+    return Event("subsampled_gaussian", noise_multiplier, dpsgd.sample_rate, dpsgd.steps_per_round)
 
 
 def noise_for(study: Study) -> float:

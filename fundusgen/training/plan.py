@@ -12,7 +12,7 @@ from fundusgen.code import code_hash
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.policy import Refused, objections, over_budget
 from fundusgen.study import Study
-from fundusgen.training.answering import noise_for, reply_bytes
+from fundusgen.training.answering import reply_bytes, round_event
 from fundusgen.training.forecast import noise_over_signal, private_parameters, verdict
 from fundusgen.training.rehearsal import Rehearsal, rehearse
 from fundusgen.training.standing import Standing
@@ -142,15 +142,15 @@ def _objections(study: Study, standing: Standing, stages: Sequence[StagePlan]) -
 
 def _dpsgd(study: Study, standing: Standing, spent: Sequence[Event]) -> StagePlan:
     """Plan the rounds of DP-SGD that are left, on top of what is spent before them."""
-    name, stage, rounds = "dpsgd", study.stages.dpsgd, study.federation.rounds
-    earlier = [
-        row for row in standing.rows if (row.study_hash, row.stage) == (study.study_hash, name)
-    ]
-    left = rounds - len({row.round_number for row in earlier if row.answered})
-    # As at the site: the noise of the study's first event is kept.
-    noise = earlier[0].event.noise_multiplier if earlier else noise_for(study)
-    round_event = Event("subsampled_gaussian", noise, stage.sample_rate, stage.steps_per_round)
-    event = replace(round_event, steps=left * stage.steps_per_round)
+    name, rounds = "dpsgd", study.federation.rounds
+    answered = {
+        row.round_number
+        for row in standing.rows
+        if row.answered and (row.study_hash, row.stage) == (study.study_hash, name)
+    }
+    left = rounds - len(answered)
+    one = round_event(study, name, standing.rows)
+    event, noise = replace(one, steps=left * one.steps), one.noise_multiplier
     parameters = private_parameters(study)
 
     def ratio(patients: Sequence[int]) -> float:
@@ -168,6 +168,6 @@ def _dpsgd(study: Study, standing: Standing, spent: Sequence[Event]) -> StagePla
         noise_over_signal_pooled=ratio(standing.sites_patients)
         if standing.sites_patients
         else None,
-        traffic=traffic(study, standing, name, round_event, [*spent, event]),
+        traffic=traffic(study, standing, name, one, [*spent, event]),
         rehearsal=rehearse(study, standing.settings, noise_multiplier=noise) if left else None,
     )

@@ -16,6 +16,7 @@ from fundusgen.privacy.ledger_rows import LedgerRow
 from fundusgen.privacy.outbox import Outbox
 from fundusgen.privacy.policy import Policy
 from fundusgen.site import SiteFolder, SiteSettings
+from fundusgen.training.answering import require_whole
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,12 @@ def standing_of(site: SiteFolder, sites_patients: Sequence[int] = ()) -> Standin
 
 
 def _rows(site: SiteFolder) -> tuple[LedgerRow, ...]:
+    # Before the ledger: a client may add to both meanwhile, to the ledger first.
+    replies = Outbox(site.outbox).requests()
     # A head or a reply without the database is a lost ledger, and not a new one: reading what is
     # not there says so.
-    if not (
-        site.ledger_file.exists()
-        or head_file(site.ledger_file).exists()
-        or Outbox(site.outbox).requests()
-    ):
+    if not (site.ledger_file.exists() or head_file(site.ledger_file).exists() or replies):
         return ()
     with Ledger.read(site.ledger_file) as ledger:
+        require_whole(ledger, replies)
         return ledger.rows()

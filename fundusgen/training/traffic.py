@@ -8,8 +8,6 @@ TLS put around the messages is not in it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flwr.app import RecordDict
-
 from fundusgen.federation.exchange import Answer, Request
 from fundusgen.federation.messages import reply_to_record, request_to_record
 from fundusgen.models.factory import build_model, private_names
@@ -65,7 +63,11 @@ def traffic(
     )
     private = private_names(model, study.model.private)
     answer = Answer({name: weights[name] for name in private}, receipt)
-    return Traffic(down=_bytes(request_to_record(request)), up=_bytes(reply_to_record(answer)))
+    down, up = (
+        sum(part.count_bytes() for part in message.values())
+        for message in (request_to_record(request), reply_to_record(answer))
+    )
+    return Traffic(down, up)
 
 
 def _sites(study: Study, standing: Standing) -> int:
@@ -96,7 +98,3 @@ def _receipt(
         previous=_DIGEST,
         signature=_SIGNATURE,
     )
-
-
-def _bytes(message: RecordDict) -> int:
-    return sum(part.count_bytes() for part in message.values())
