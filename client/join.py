@@ -46,7 +46,7 @@ def join(
     host = _require_address(superlink)
     certificates = _certificates(root_certificates, insecure, host)
     typer.echo(f"{settings.name}, with the code {code_hash()}")
-    _warn_of_refusals(policy)
+    _warn_of_refusals(policy, folder)
     signal.signal(signal.SIGTERM, _interrupt)
     membership = Membership(
         site,
@@ -118,12 +118,18 @@ def _require_certificate(path: Path) -> None:
         )
 
 
-def _warn_of_refusals(policy: Policy) -> None:
+def _warn_of_refusals(policy: Policy, folder: Path) -> None:
     """Say at once what would otherwise be refused round by round."""
     if not policy.studies:
-        typer.echo("policy.yaml approves no study yet: see `fundusgen site approve`")
+        typer.echo(
+            "no study is approved here yet, so all are refused: "
+            f"fundusgen site approve STUDY.yaml --site {folder}"
+        )
     if policy.code != "any" and code_hash() not in policy.code:
-        typer.echo("policy.yaml does not approve this code: all is refused until `code` names it")
+        typer.echo(
+            "this code is not approved here, so all studies are refused: "
+            f"fundusgen site approve-code {folder}"
+        )
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

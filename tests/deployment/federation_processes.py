@@ -4,6 +4,7 @@ The commands are those of docs/deployment.md, with ports and folders of the test
 runs below a guardian, so that an interrupted test leaves none behind.
 """
 
+import contextlib
 import datetime
 import ipaddress
 import json
@@ -107,6 +108,31 @@ class Federation:
         command += ["--auth-supernode-private-key", str(private_key)]
         command += ["--node-config", f'site="{site}"']
         self._start(name, command, environment)
+
+    def join_site(self, name: str, site: Path) -> None:
+        """Let a site take part as its operator does, with `fundusgen site join`."""
+        self._start(name, self.join_command(site))
+
+    def join_command(self, site: Path) -> list[str]:
+        """The operator's one command."""
+        ca = self.folder / "certificates" / "ca.crt"
+        command = [str(BIN / "fundusgen"), "site", "join", str(site)]
+        return [*command, "--superlink", self.address, "--root-certificates", str(ca)]
+
+    def interrupt(self, name: str, number: int) -> int:
+        """Send a signal to a process that was started; return its exit status."""
+        guardian = self._processes.pop(name)
+        children = Path(f"/proc/{guardian.pid}/task/{guardian.pid}/children")
+        with guardian:  # closes its standard input too, after the signal
+            os.kill(int(children.read_text().split()[0]), number)
+            return guardian.wait(timeout=30)
+
+    def wait_logged(self, name: str, text: str, *, limit_s: float = 60) -> None:
+        """Wait until a process has printed something."""
+        deadline = time.monotonic() + limit_s
+        while text not in self.log(name):
+            assert time.monotonic() < deadline, f"no '{text}' of {name}:\n{self.log(name)}"
+            time.sleep(0.1)
 
     def stop_node(self, name: str) -> None:
         """End a node, or the `server`, with all its processes."""
@@ -226,6 +252,16 @@ def make_node_key(folder: Path) -> tuple[Path, Path]:
 def write_private_key(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> None:
     path.write_bytes(key.private_bytes(Encoding.PEM, form, NoEncryption()))
     path.chmod(0o600)
+
+
+def processes_of(home: Path) -> list[int]:
+    """Every process whose `FLWR_HOME` is a folder."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"FLWR_HOME={home}".encode() in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+    return found
 
 
 def free_port() -> int:
