@@ -10,7 +10,6 @@ Sources: Gopi, Lee & Wutschitz 2021 (PRV, by Opacus), Koskela et al. 2020 and Go
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
@@ -19,13 +18,15 @@ from scipy.optimize import brentq
 from fundusgen.errors import AccountingError
 from fundusgen.privacy.composition import (
     Composition,
+    coarsened,
+    compose,
     full_batch_mu,
-    gaussian_epsilon,
-    prv_epsilon,
-    rdp_epsilon,
-    step_epsilon,
+    require_delta,
 )
 from fundusgen.privacy.events import Event
+from fundusgen.privacy.gaussian_bounds import gaussian_epsilon, step_epsilon
+from fundusgen.privacy.prv import prv_epsilon
+from fundusgen.privacy.renyi import rdp_epsilon
 
 # Each further mechanism costs one more convolution; beyond this the history is coarsened, upwards.
 MAX_MECHANISMS = 16
@@ -40,16 +41,15 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
     Guarantee: the composition of the events, each mechanism chosen with all earlier outputs
     known, but the noise, rates and steps of the events not chosen by them, is (epsilon, delta)-DP
-    for adding or removing one patient. (For numbers that follow from outputs, a cap on this value
-    is a privacy filter in the sense of Rogers et al. 2016; that is proven for Renyi DP at one
-    order, Feldman & Zrnic 2021, and not for PRV.) The value is the smallest of three upper
+    for adding or removing one patient. (Where they were chosen in view of outputs, a cap on this
+    value is no proven protection: see `privacy_filter`.) The value is the smallest of three upper
     bounds: PRV (estimate plus its error; the larger of both directions), RDP, and the exact
     Gaussian with every patient in every step. The PRV's error is 0.2% of epsilon, at least 0.0002
     and at most 0.01; larger (up to 0.25) only where its grid would not fit into memory, for an
     epsilon far above any budget. Where PRV cannot be computed soundly, the other two stand.
-    Edge cases: no events, or none with steps, cost 0.0. Plain Gaussians alone are exact. More
-    than `MAX_MECHANISMS` distinct pairs of noise and sample rate are rounded to fewer, towards
-    less privacy. Never negative, NaN or infinite.
+    Edge cases: no events, or none with steps, cost 0.0. Plain Gaussians alone are exact. For PRV,
+    more than `MAX_MECHANISMS` distinct pairs of noise and sample rate are rounded to fewer,
+    towards less privacy. Never negative, NaN or infinite.
 
     Args:
         events: The history; equal pairs of noise and rate are merged, so long studies are cheap.
@@ -58,8 +58,8 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     Raises:
         AccountingError: delta is outside (0, 1).
     """
-    _check_delta(delta)
-    return _epsilon(_compose(events), float(delta))
+    require_delta(delta)
+    return _epsilon(compose(events), float(delta))
 
 
 def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
@@ -71,9 +71,9 @@ def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
     Raises:
         AccountingError: delta is outside (0, 1).
     """
-    _check_delta(delta)
-    composition = _compose(events)
-    return rdp_epsilon(composition, delta) if _costs(composition) else 0.0
+    require_delta(delta)
+    composition = compose(events)
+    return rdp_epsilon(composition, delta) if composition.costs else 0.0
 
 
 def epsilon_pld(events: Iterable[Event], delta: float) -> float:
@@ -86,9 +86,9 @@ def epsilon_pld(events: Iterable[Event], delta: float) -> float:
     Raises:
         AccountingError: delta is outside (0, 1).
     """
-    _check_delta(delta)
-    composition = _compose(events)
-    return _pld(composition, float(delta)) if _costs(composition) else 0.0
+    require_delta(delta)
+    composition = coarsened(compose(events), MAX_MECHANISMS)
+    return _pld(composition, float(delta)) if composition.costs else 0.0
 
 
 def calibrate_noise_multiplier(
@@ -121,7 +121,7 @@ def calibrate_noise_multiplier(
         AccountingError: A parameter makes no sense, `spent` leaves nothing, or no noise up to
             10,000 is enough.
     """
-    _check_delta(target_delta)
+    require_delta(target_delta)
     if not (isinstance(target_epsilon, int | float) and 0 < target_epsilon < math.inf):
         raise AccountingError(
             f"target_epsilon is {target_epsilon!r}", expected="a finite number above 0"
@@ -197,13 +197,14 @@ def _rounded_up(noise: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _epsilon(composition: Composition, delta: float) -> float:
-    if not _costs(composition):
+    if not composition.costs:
         return 0.0
     full_batch = gaussian_epsilon(full_batch_mu(composition), delta)
     if not composition.subsampled:
         return full_batch
     bound = min(full_batch, rdp_epsilon(composition, delta))
-    tight = prv_epsilon(composition, delta, min(0.01, max(2e-4, 0.002 * bound)))
+    few = coarsened(composition, MAX_MECHANISMS)
+    tight = prv_epsilon(few, delta, min(0.01, max(2e-4, 0.002 * bound)))
     # No composition costs less than its dearest part: a value below it is a numerical failure.
     least = max(step_epsilon(noise, rate, delta) for noise, rate, _ in composition.subsampled)
     least = max(least, gaussian_epsilon(composition.gaussian_mu, delta)) * (1 - 1e-6)
@@ -215,41 +216,6 @@ def _epsilon(composition: Composition, delta: float) -> float:
             remedy="Please report this history: it is a fault in the accounting",
         )
     return bound
-
-
-def _compose(events: Iterable[Event]) -> Composition:
-    steps_of: defaultdict[tuple[float, float], int] = defaultdict(int)
-    for event in events:
-        steps_of[event.noise_multiplier, event.sample_rate] += event.steps
-    steps_of = defaultdict(int, {pair: steps for pair, steps in steps_of.items() if steps})
-    mu = math.sqrt(
-        math.fsum(steps / noise**2 for (noise, rate), steps in steps_of.items() if rate == 1.0)
-    )
-    subsampled = {pair: steps for pair, steps in steps_of.items() if pair[1] < 1.0}
-    for ratio in (1.001, 1.01, 1.05, 1.2, 2.0, 10.0):
-        if len(subsampled) <= MAX_MECHANISMS:
-            break
-        subsampled = _coarsened(subsampled, ratio)
-    return Composition(
-        tuple(sorted((noise, rate, steps) for (noise, rate), steps in subsampled.items())), mu
-    )
-
-
-def _coarsened(
-    steps_of: dict[tuple[float, float], int], ratio: float
-) -> dict[tuple[float, float], int]:
-    """Move noise down and rates up onto a grid: fewer pairs, an epsilon that can only rise."""
-    coarse: defaultdict[tuple[float, float], int] = defaultdict(int)
-    for (noise, rate), steps in steps_of.items():
-        less = min(noise, ratio ** math.floor(math.log(noise, ratio)))
-        # A rate of 1 belongs to the plain Gaussians; the number below it is as good.
-        more = min(max(rate, ratio ** math.ceil(math.log(rate, ratio))), 1 - 2**-20)
-        coarse[less, max(rate, more)] += steps
-    return dict(coarse)
-
-
-def _costs(composition: Composition) -> bool:
-    return bool(composition.subsampled) or composition.gaussian_mu > 0
 
 
 @lru_cache(maxsize=256)
@@ -266,16 +232,3 @@ def _pld(composition: Composition, delta: float) -> float:
     if composition.gaussian_mu > 0:
         accountant.compose(dp_accounting.GaussianDpEvent(1 / composition.gaussian_mu))
     return max(0.0, float(accountant.get_epsilon(delta)))
-
-
-def _check_delta(delta: float) -> None:
-    if (
-        isinstance(delta, bool)
-        or not isinstance(delta, int | float)
-        or not 0.0 < float(delta) < 1.0
-    ):
-        raise AccountingError(
-            f"delta is {delta!r}",
-            expected="a number in (0, 1), below one over the number of patients",
-            remedy="Gaussian noise has no epsilon at delta 0; delta 1 promises nothing",
-        )

@@ -8,8 +8,8 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from fundusgen.errors import AccountingError
 from fundusgen.privacy import accounting
 from fundusgen.privacy.accounting import epsilon, epsilon_pld, epsilon_rdp
-from fundusgen.privacy.composition import gaussian_delta, gaussian_epsilon, step_epsilon
 from fundusgen.privacy.events import Event
+from fundusgen.privacy.gaussian_bounds import gaussian_delta, gaussian_epsilon, step_epsilon
 
 GRID = [
     (noise_multiplier, sample_rate, steps, delta)
