@@ -112,8 +112,13 @@ def reply_from_record(record: RecordDict) -> Answer | Refusal:
 
 
 def pack_arrays(weights: Weights) -> ArrayRecord:
-    """Pack arrays by name."""
-    return ArrayRecord({name: Array(array) for name, array in weights.items()})
+    """Pack arrays by name, in the order of their names.
+
+    Where they come from has an order of its own: what was just trained that of the model, what
+    the outbox kept that of a hash table, another in each process. An answer that is sent again
+    must be the same bytes.
+    """
+    return ArrayRecord({name: Array(weights[name]) for name in sorted(weights)})
 
 
 def unpack_arrays(record: object) -> Weights:

@@ -8,6 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fundusgen.errors import FederationError
 from fundusgen.federation.exchange import Answer, Refusal, Request
 from fundusgen.federation.messages import (
+    pack_arrays,
     reply_from_record,
     reply_to_record,
     request_from_record,
@@ -50,6 +51,14 @@ def test_a_request_arrives_as_it_was_sent() -> None:
     assert (arrived.study, arrived.round_number, arrived.stage) == ("{}", 2, "dpsgd")
     assert arrived.known_receipts == {"north": "7" * 64}
     np.testing.assert_array_equal(arrived.weights["a.weight"], WEIGHTS["a.weight"])
+
+
+def test_the_bytes_of_a_message_do_not_depend_on_the_order_of_its_arrays() -> None:
+    """The outbox gives arrays back in an order of its own, another one in each process."""
+    weights = {name: np.full(2, number, np.float32) for number, name in enumerate("hgfedcba")}
+    turned = dict(reversed(weights.items()))
+    one, other = (pack_arrays(arrays).deflate() for arrays in (weights, turned))
+    assert one == other
 
 
 def test_the_request_id_changes_with_every_part_of_the_request() -> None:
