@@ -30,6 +30,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_S = 1.0
 _CHECK_S = 0.5
+_REMOVALS = 4
 
 
 def main(arguments: list[str]) -> int:
@@ -55,8 +56,17 @@ def main(arguments: list[str]) -> int:
     _wait(child)
     status = _end_all(child, float(options.get("--grace-s", _GRACE_S)))
     if "--remove" in options:
-        shutil.rmtree(options["--remove"], ignore_errors=True)
+        _remove(Path(options["--remove"]))
     return status if status >= 0 else 128 - status
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, again if something was still going on in it."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_CHECK_S)
 
 
 def _become_child() -> None:

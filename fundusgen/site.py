@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fundusgen.errors import SiteError
 from fundusgen.privacy.keys import make_keys
 from fundusgen.privacy.policy import Policy, load_policy
 from fundusgen.privacy.policy_file import dump_policy
+from fundusgen.settings_file import dump_settings, read_settings
 from fundusgen.storage import write_atomically
-from fundusgen.study import Name, UniqueKeyLoader, describe
+from fundusgen.study import Name, describe
 
 
 class SiteData(BaseModel):
@@ -121,22 +121,24 @@ class SiteFolder:
         """
         try:
             text = self.settings_file.read_text(encoding="utf-8")
-            content = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-            settings = SiteSettings.model_validate(content)
+            settings = read_settings(text, SiteSettings)
+            absolute = {
+                "manifest": self._absolute(settings.data.manifest),
+                "root": self._absolute(settings.data.root),
+            }
         except ValidationError as error:
             raise SiteError(
                 f"{self.settings_file}: {describe(error, SiteSettings)}",
                 remedy="Correct the file",
             ) from error
-        except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+        # A path with a zero byte is a ValueError, and links in a circle are a RuntimeError.
+        except (OSError, ValueError, RuntimeError) as error:
             raise SiteError(
                 f"{self.settings_file} cannot be read: {' '.join(str(error).split())}",
                 expected="a site folder with site.yaml",
                 remedy="Make one with `fundusgen site init DIR`",
             ) from error
-        data = settings.data
-        absolute = {"manifest": self._absolute(data.manifest), "root": self._absolute(data.root)}
-        return settings.model_copy(update={"data": data.model_copy(update=absolute)})
+        return settings.model_copy(update={"data": settings.data.model_copy(update=absolute)})
 
     def policy(self) -> Policy:
         """Read and check `policy.yaml`.
@@ -150,8 +152,7 @@ class SiteFolder:
         """Write both settings files of a new site, and make its keys."""
         self.path.mkdir(parents=True, exist_ok=True)
         make_keys(self.keys)
-        content = settings.model_dump(mode="json")
-        write_atomically(self.settings_file, yaml.safe_dump(content, sort_keys=False))
+        write_atomically(self.settings_file, dump_settings(settings.model_dump(mode="json")))
         write_atomically(self.policy_file, dump_policy(policy))
 
     def _absolute(self, path: Path) -> Path:

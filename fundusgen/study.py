@@ -11,10 +11,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fundusgen.errors import StudyError
+from fundusgen.settings_file import dump_settings, read_settings
 
 Condition = Literal[
     "normal", "dr1", "dr2", "dr3", "dr4", "amd", "glaucoma", "cataract", "myopia",
@@ -29,24 +29,10 @@ MAX_STEPS = 1_000_000
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is an error instead of the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make a dictionary of a mapping whose keys differ."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 class Settings(BaseModel):
     """Base of every part of a study: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -204,9 +190,10 @@ class SimulationSettings(Settings):
     max_epsilon: PositiveFloat | None = None
 
 
-def _model_from_name(value: object) -> object:
+def _spelled_out(content: dict[str, Any]) -> dict[str, Any]:
     """Read `model: vae` as `model: {kind: vae}`."""
-    return {"kind": value} if isinstance(value, str) else value
+    model = content.get("model")
+    return {**content, "model": {"kind": model}} if isinstance(model, str) else content
 
 
 class Study(Settings):
@@ -223,7 +210,7 @@ class Study(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1)]
     image_size: Literal[32, 64, 128, 256] = 64
-    model: Annotated[ModelSettings, BeforeValidator(_model_from_name)] = ModelSettings()
+    model: ModelSettings = ModelSettings()
     stages: StageSettings = StageSettings()
     privacy: PrivacySettings
     federation: FederationSettings
@@ -285,26 +272,20 @@ def parse_study(text: str, *, source: str) -> Study:
         StudyError: The text is not a study.
     """
     try:
-        content = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 - derives from SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise StudyError(
-            f"{source} is not valid YAML: {_one_line(error)}", remedy="Correct the syntax"
-        ) from error
-    if not isinstance(content, dict):
-        raise StudyError(
-            f"{source} holds {type(content).__name__} at its top",
-            expected="keys such as study_id, conditions, privacy, federation",
-        )
-    try:
-        return Study.model_validate(content)
+        return read_settings(text, Study, _spelled_out)
     except ValidationError as error:
         raise StudyError(f"{source}: {describe(error, Study)}") from error
+    except ValueError as error:
+        raise StudyError(
+            f"{source} cannot be read: {_one_line(error)}",
+            expected="YAML with keys such as study_id, conditions, privacy, federation",
+            remedy="Correct the syntax",
+        ) from error
 
 
 def dump_study(study: Study) -> str:
     """Write a study as YAML with every setting spelled out."""
-    content = study.model_dump(mode="json")
-    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return dump_settings(study.model_dump(mode="json"))
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:

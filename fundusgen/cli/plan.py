@@ -21,7 +21,8 @@ known is null:
         noise_over_signal_alone, noise_over_signal_pooled, noise_over_signal_warn_above, verdict
         bytes_down_per_round, bytes_up_per_round
         minutes, seconds_per_step, seconds_per_round_besides, batches_per_step
-        device, threads
+        device, threads, cores, load   load: before measuring, over a minute; if high, the
+                                       minutes are too many
 """
 
 import json
@@ -171,6 +172,8 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "batches_per_step": measured and measured.batches_per_step,
         "device": measured and measured.device,
         "threads": measured and measured.threads,
+        "cores": measured and measured.cores,
+        "load": measured and measured.load,
     }
 
 
@@ -236,7 +239,7 @@ def _sections(plan: StudyPlan) -> Iterator[tuple[str, RenderableType]]:
 def _stage_table(plan: StudyPlan) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("stage")
-    for column in ("rounds", "steps", "sample rate", "noise", "epsilon alone", "then in all"):
+    for column in ("rounds", "steps", "sample rate", "noise", "epsilon alone", "epsilon after"):
         table.add_column(column, justify="right")
     for stage in plan.stages:
         event = stage.event
@@ -254,18 +257,23 @@ def _budget(plan: StudyPlan) -> Iterator[str]:
         left = policy.max_epsilon - plan.epsilon_after
         yield (
             f"Spent so far: epsilon {plan.epsilon_spent:.3f} in {len(standing.rows)} events. "
-            + (f"Left after the study: {left:.3f}." if left >= 0 else f"Missing: {-left:.3f}.")
+            + (f"Left after the study: {left:.3f}." if left >= 0 else f"Over the cap: {-left:.3f}.")
         )
-        if policy.composition == "adaptive":
-            yield "Counted by a privacy filter, which holds however studies are chosen."
-    done = sum(stage.rounds - stage.rounds_left for stage in plan.stages)
+    done, rounds = (
+        sum(stage.rounds - stage.rounds_left for stage in plan.stages),
+        sum(stage.rounds for stage in plan.stages),
+    )
     if done:
-        yield f"{done} rounds of it are answered already, and in what is spent."
-    if standing.delta != privacy.target_delta:
-        yield (
-            f"The study counts at delta {privacy.target_delta:g}, where its target is epsilon "
-            f"{privacy.target_epsilon:g}; this site counts at delta {standing.delta:g}."
+        yield f"{done} of its {rounds} rounds are answered already: they are in what is spent."
+    yield (
+        f"The study's noise is set so that three accountants find at most epsilon "
+        f"{privacy.target_epsilon:g} at delta {privacy.target_delta:g}. "
+        + (
+            f"This site counts by a privacy filter at delta {standing.delta:g}."
+            if policy is not None and policy.composition == "adaptive"
+            else f"Counted here is the tightest of them, at delta {standing.delta:g}."
         )
+    )
 
 
 def _time(plan: StudyPlan) -> Iterator[str]:
@@ -278,22 +286,27 @@ def _time(plan: StudyPlan) -> Iterator[str]:
             f"About {_duration(60 * stage.minutes)} on this machine: {stage.event.steps:,} steps "
             f"of {_duration(measured.seconds_per_step)}, and in each of {stage.rounds_left:,} "
             f"rounds {_duration(measured.seconds_per_round_besides)} to load the model and warm "
-            "up."
+            "up. Besides, a round takes what is not measured: the start of the client, the "
+            "site's files (in the first, all images), its ledger, the network, and the slowest "
+            "site."
         )
         yield (
             f"Measured just now on a phantom: {measured.device}, {measured.threads} threads, "
             f"{measured.batches_per_step:.1f} batches of {plan.standing.settings.batch_patients} "
-            "a step. Not in it, a round: start of the client, the site's files, ledger, network, "
-            "and waiting for other sites."
+            "patients a step."
         )
+        if measured.disturbed:
+            yield (
+                f"[yellow]Other work may have slowed it (a load of {measured.load:.1f} on "
+                f"{measured.cores} cores): ask again when the machine is quiet.[/yellow]"
+            )
 
 
 def _network(plan: StudyPlan) -> Iterator[str]:
     for stage in plan.stages:
-        yield (
-            f"down {decimal(stage.traffic.down)} a round, up {decimal(stage.traffic.up)} a round; "
-            f"in all rounds left down {decimal(plan.bytes_down)}, up {decimal(plan.bytes_up)}"
-        )
+        down, up, rounds = stage.traffic.down, stage.traffic.up, stage.rounds_left
+        yield f"down  {decimal(down)} a round, {decimal(rounds * down)} in all"
+        yield f"up    {decimal(up)} a round, {decimal(rounds * up)} in all"
 
 
 def _duration(seconds: float) -> str:

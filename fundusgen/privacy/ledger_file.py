@@ -28,7 +28,8 @@ SCHEMA_VERSION = 1
 # "fuLG": tells a ledger from any other SQLite file.
 APPLICATION_ID = 0x66754C47
 _TYPES = {int: "INTEGER", float: "REAL", str: "TEXT"}
-_SCHEMA = {
+# Names and statements of everything in the database, as SQLite keeps them.
+SCHEMA = {
     "identity": "CREATE TABLE identity (ledger_id TEXT NOT NULL, created_at TEXT NOT NULL) STRICT",
     "entries": "CREATE TABLE entries ("
     + ", ".join(
@@ -299,7 +300,7 @@ def check_head(head: Head | None, chain: list[str], *, required: bool) -> None:
 
 def _create(connection: sqlite3.Connection, ledger_id: str, created_at: str) -> None:
     connection.execute("BEGIN EXCLUSIVE")
-    for statement in _SCHEMA.values():
+    for statement in SCHEMA.values():
         connection.execute(statement)
     connection.execute("INSERT INTO identity VALUES (?, ?)", (ledger_id, created_at))
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -331,9 +332,9 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
             "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
         ).fetchall()
     )
-    if schema != _SCHEMA or version != SCHEMA_VERSION:
+    if schema != SCHEMA or version != SCHEMA_VERSION:
         odd = sorted(
-            name for name in schema.keys() | _SCHEMA.keys() if schema.get(name) != _SCHEMA.get(name)
+            name for name in schema.keys() | SCHEMA.keys() if schema.get(name) != SCHEMA.get(name)
         )
         raise LedgerError(
             f"the tables of {path} were changed: {', '.join(odd) or f'version {version}'}",

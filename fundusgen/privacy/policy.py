@@ -5,20 +5,19 @@ allows nothing; neither does one that names no study. `fundusgen site approve` a
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fundusgen.errors import FundusgenError, PrivacyError, SiteError
 from fundusgen.privacy.accounting import epsilon
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.ledger_rows import canonical_json
-from fundusgen.study import ModelKind, Study, UniqueKeyLoader, describe
+from fundusgen.settings_file import read_settings
+from fundusgen.study import ModelKind, Study, describe
 
 
 class RefusalReason(StrEnum):
@@ -73,7 +72,7 @@ def _rebuild(reason: RefusalReason, found: str, expected: str, remedy: str) -> R
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Release(BaseModel):
@@ -174,14 +173,10 @@ def parse_policy(text: str, *, source: str) -> Policy:
         SiteError: The text is no policy.
     """
     try:
-        # A limit that is given twice is no limit that anybody can rely on.
-        content = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 - derives from SafeLoader
-        # Through JSON, where a list is a tuple and still nothing is turned into something else.
-        return Policy.model_validate_json(json.dumps(content, allow_nan=False))
+        return read_settings(text, Policy)
     except ValidationError as error:
         raise _unreadable(source, describe(error, Policy)) from error
-    # A value such as the date 2026-13-45 is a ValueError, and a right one is not JSON.
-    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+    except ValueError as error:
         raise _unreadable(source, " ".join(str(error).split())) from error
 
 

@@ -7,10 +7,9 @@ if the result says exactly what was meant.
 import re
 from pathlib import Path
 
-import yaml
-
 from fundusgen.errors import SiteError
 from fundusgen.privacy.policy import Policy, parse_policy
+from fundusgen.settings_file import dump_settings
 from fundusgen.storage import write_atomically
 
 _WHY = {
@@ -39,7 +38,7 @@ def dump_policy(policy: Policy) -> str:
     parts = []
     for name, value in policy.model_dump(mode="json").items():
         comment = "".join(f"# {line}\n" for line in _WHY[name].splitlines())
-        parts.append(comment + yaml.safe_dump({name: value}, sort_keys=False))
+        parts.append(comment + dump_settings({name: value}))
     return "# What this site allows. Read before every answer; anything unclear is a no.\n\n" + (
         "\n".join(parts)
     )

@@ -89,17 +89,21 @@ def verdict(alone: float, pooled: float | None) -> str:
         alone: `noise_over_signal` of this site by itself.
         pooled: Of all sites, or None where they are not known.
     """
-    ratio = alone if pooled is None else pooled
-    who = "at this site alone" if pooled is None else "averaged over all sites"
-    said = f"The noise of a step is {ratio:.2f} times its largest signal {who}"
-    if ratio <= WARN_NOISE_OVER_SIGNAL:
-        return f"{said}, not above {WARN_NOISE_OVER_SIGNAL:g}: the study can learn."
-    said = f"{said}, above {WARN_NOISE_OVER_SIGNAL:g}: "
+    limit = f"{WARN_NOISE_OVER_SIGNAL:g}"
     if pooled is None:
+        said = f"At this site alone the noise of a step is {alone:.2f} times its largest signal"
+        if alone <= WARN_NOISE_OVER_SIGNAL:
+            return f"{said}, not above {limit}: it can learn something even by itself."
         # Of equal sites, noise and signal are averaged alike but for the root of their number.
         wanted = math.ceil((alone / WARN_NOISE_OVER_SIGNAL) ** 2)
         return (
-            f"{said}by itself it would teach little or nothing. With {wanted:,} sites of its size "
-            f"the study would come down to {WARN_NOISE_OVER_SIGNAL:g}."
+            f"{said}, above {limit}: by itself it would learn little or nothing. It takes "
+            f"{wanted:,} sites of its size to come down to {limit}."
         )
-    return f"{said}the study will learn little or nothing. {LEARN_MORE}."
+    said = (
+        f"Averaged over all sites the noise of a step is {pooled:.2f} times its largest signal "
+        f"({alone:.2f} at this site alone)"
+    )
+    if pooled <= WARN_NOISE_OVER_SIGNAL:
+        return f"{said}, not above {limit}: the study can learn something."
+    return f"{said}, above {limit}: the study will learn little or nothing. {LEARN_MORE}."

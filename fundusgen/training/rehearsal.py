@@ -6,6 +6,7 @@ phantom, so that nothing of a hospital is read and nothing is spent. What is lea
 """
 
 import math
+import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Rehearsal:
         batches_per_step: Expected number of batches of `batch_patients` in a step.
         device: Where it was computed.
         threads: Of torch.
+        cores: Of this machine.
+        load: Processes that waited for them just before, on average over a minute.
     """
 
     seconds_per_step: float
@@ -51,6 +54,14 @@ class Rehearsal:
     batches_per_step: float
     device: str
     threads: int
+    cores: int
+    load: float
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work may have slowed the steps, at times many times over."""
+        # Half a process is about what the start of the measurement itself leaves in the average.
+        return self.load + self.threads > self.cores + 0.5
 
 
 def rehearse(study: Study, settings: SiteSettings, *, noise_multiplier: float) -> Rehearsal:
@@ -76,6 +87,7 @@ def rehearse(study: Study, settings: SiteSettings, *, noise_multiplier: float) -
     rate, size = study.stages.dpsgd.sample_rate, settings.batch_patients
     declared = settings.data.declared_patients
     patients = min(max(1, round(rate * declared)), _MOST_BATCHES * size)
+    load, _, _ = os.getloadavg()
     try:
         besides_s, step_s = _timed(study, settings, noise_multiplier, patients, device)
     # Torch says in a plain RuntimeError that memory, or an operation of the device, is missing.
@@ -92,6 +104,8 @@ def rehearse(study: Study, settings: SiteSettings, *, noise_multiplier: float) -
         batches_per_step=batches,
         device=str(device),
         threads=torch.get_num_threads(),
+        cores=os.cpu_count() or 1,
+        load=load,
     )
 
 

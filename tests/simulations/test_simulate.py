@@ -16,6 +16,7 @@ import pytest
 from processes import MARK, eventually_none
 
 from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.receipt_folder import read_receipt
 from fundusgen.run_folder import RunFolder
 from fundusgen.site import SiteFolder
 
@@ -134,8 +135,8 @@ def test_a_run_leaves_the_whole_run_folder(finished: tuple[RunFolder, str]) -> N
         assert json.loads((run.checkpoints / f"{name}.json").read_text())
         assert (run.samples / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         for site in ("north", "south", "west"):
-            receipt = json.loads((run.receipts / site / f"{name}.json").read_text())
-            assert (receipt["site"], receipt["round_number"]) == (site, number)
+            receipt = read_receipt(run.receipts / site / f"{number:06d}.json")
+            assert (receipt.site, receipt.round_number) == (site, number)
     assert [entry["round"] for entry in run.metrics()] == list(range(1, ROUNDS + 1))
     assert (run.generator / "generator.safetensors").is_file()
     assert (run.generator / "model.json").is_file()
