@@ -3,8 +3,9 @@
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fundusgen.errors import FederationError, ReceiptError
+from fundusgen.errors import FederationError, LedgerError, ReceiptError
 from fundusgen.federation.exchange import Answer
+from fundusgen.privacy.outbox import Outbox
 from fundusgen.privacy.receipts import Receipt
 
 _LENGTH_BYTES = 8
@@ -29,3 +30,21 @@ def from_payload(payload: bytes) -> Answer:
         return Answer(load(payload[end:]), receipt)
     except (UnicodeDecodeError, ReceiptError, SafetensorError) as error:
         raise FederationError("a stored answer cannot be read") from error
+
+
+def receipts_in(outbox: Outbox) -> dict[tuple[str, str], Receipt | None]:
+    """Read the receipts of all replies that are kept, by request and digest of the reply.
+
+    A reply that is damaged, or no answer, has None: what it was, nobody can tell from it.
+
+    Raises:
+        LedgerError: The folder cannot be read.
+    """
+    found: dict[tuple[str, str], Receipt | None] = {}
+    for request_id, digest in sorted(outbox.replies()):
+        try:
+            payload = outbox.get(request_id, digest)
+            found[request_id, digest] = from_payload(payload).receipt if payload else None
+        except (FederationError, LedgerError):
+            found[request_id, digest] = None
+    return found

@@ -9,7 +9,7 @@ patient enters a step (Poisson), `steps` is how many steps were taken.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fundusgen.errors import AccountingError
@@ -152,6 +152,29 @@ def merged(events: Iterable[Event]) -> tuple[Event, ...]:
         for (kind, noise_multiplier, sample_rate), steps in sorted(steps_of.items())
         for done in range(0, steps, MAX_STEPS)
     )
+
+
+def beyond(events: Iterable[Event], others: Iterable[Event]) -> tuple[Event, ...]:
+    """Give what a history holds beyond another, mechanism by mechanism, in its shortest form.
+
+    Guarantee: `others` and the result together hold at least the steps of `events`, for every
+    noise and rate. Empty exactly if `others` covers `events`.
+    Edge cases: more noise does not stand in for less. No events are beyond nothing.
+
+    Args:
+        events: The history that should be covered.
+        others: What is there.
+    """
+    there: defaultdict[tuple[str, float, float], int] = defaultdict(int)
+    for event in others:
+        there[event.kind, event.noise_multiplier, event.sample_rate] += event.steps
+    left = []
+    for event in merged(events):
+        key = event.kind, event.noise_multiplier, event.sample_rate
+        taken = min(event.steps, there[key])
+        there[key] -= taken
+        left.append(replace(event, steps=event.steps - taken))
+    return merged(left)
 
 
 def _check_real(name: str, value: object) -> None:

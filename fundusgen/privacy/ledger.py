@@ -142,6 +142,7 @@ class Ledger:
             if not read_only:
                 lock = path.with_name(f"{path.name}.lock")
                 resources.enter_context(ledger_file.exclusive_lock(lock, wait_s))
+                ledger_file.require_no_repair(path)
                 ledger_file.require_not_lost(path)
             connection = ledger_file.connect(
                 path,

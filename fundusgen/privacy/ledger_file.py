@@ -264,6 +264,33 @@ def require_not_lost(path: Path) -> None:
         )
 
 
+def repair_file(path: Path) -> Path:
+    """Give the path of the mark that a repair of the ledger at `path` is under way.
+
+    Guarantee: in the same folder.
+    Edge cases: none.
+    """
+    return path.with_name(f"{path.name}.repair")
+
+
+def require_no_repair(path: Path) -> None:
+    """Refuse a ledger whose files are being exchanged by a repair.
+
+    Guarantee: passes only if no repair is under way, or was cut short.
+    Edge cases: none.
+
+    Raises:
+        LedgerError: One is.
+    """
+    if repair_file(path).exists():
+        raise LedgerError(
+            f"a repair of {path} was cut short",
+            expected="a ledger that is either the old one or the repaired one",
+            remedy="Run `fundusgen site ledger repair` again: it goes on from the old one, which "
+            "it has kept",
+        )
+
+
 def check_head(head: Head | None, chain: list[str], *, required: bool) -> None:
     """Hold the chain against the head.
 

@@ -98,8 +98,8 @@ class Outbox:
             )
         return payload
 
-    def requests(self) -> frozenset[str]:
-        """Give the ids of all requests to which there is a reply.
+    def replies(self) -> frozenset[tuple[str, str]]:
+        """Give `(request id, digest)` of every reply that is kept.
 
         Guarantee: names only what `put` kept, whether or not it was ever sent.
         Edge cases: an absent folder has none. Foreign files and parts left by crashes are none.
@@ -114,7 +114,19 @@ class Outbox:
                 f"the outbox cannot be read: {error.strerror or error}",
                 remedy="Repair the permissions of the outbox",
             ) from error
-        return frozenset(name.partition(".")[0] for name in names if _NAME.fullmatch(name))
+        split = (name.partition(".") for name in names if _NAME.fullmatch(name))
+        return frozenset((request_id, digest) for request_id, _, digest in split)
+
+    def requests(self) -> frozenset[str]:
+        """Give the ids of all requests to which there is a reply.
+
+        Guarantee: as `replies`.
+        Edge cases: as `replies`.
+
+        Raises:
+            LedgerError: The folder cannot be read.
+        """
+        return frozenset(request_id for request_id, _ in self.replies())
 
     def sweep(self, keep: Collection[str]) -> int:
         """Delete replies whose digest is not in `keep`, and parts left by crashes.

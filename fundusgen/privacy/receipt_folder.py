@@ -4,6 +4,7 @@ receipts/SITE/000017.json    the 17th receipt of the site's ledger, as it was si
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from fundusgen.errors import ReceiptError
@@ -68,3 +69,18 @@ def read_receipts(folder: Path) -> dict[str, list[Receipt]]:
                 expected="one receipt of a number",
             )
     return {site: [kept[n] for n in sorted(kept)] for site, kept in sorted(found.items())}
+
+
+def numbers_of(receipts: Iterable[Receipt]) -> str:
+    """Say which numbers some receipts have, shortly: `3, 5 to 9`.
+
+    Guarantee: names every number once, and no other.
+    Edge cases: the empty text for none.
+    """
+    numbers = sorted({receipt.sequence for receipt in receipts})
+    parts: list[str] = []
+    while numbers:
+        run = [number for place, number in enumerate(numbers) if number == numbers[0] + place]
+        parts.append(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}")
+        numbers = numbers[len(run) :]
+    return ", ".join(parts)

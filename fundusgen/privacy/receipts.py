@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fundusgen.errors import AccountingError, ReceiptError
 from fundusgen.privacy.accounting import epsilon
-from fundusgen.privacy.events import Event, merged
+from fundusgen.privacy.events import Event, beyond
 from fundusgen.privacy.ledger_rows import canonical_json
 from fundusgen.study import SITE_NAME
 
@@ -227,16 +227,13 @@ def require_follows(receipt: Receipt, last: Receipt) -> None:
         )
 
 
-def covers(spent: tuple[Event, ...], events: list[Event]) -> bool:
+def covers(spent: Iterable[Event], events: Iterable[Event]) -> bool:
     """Say whether a history holds at least these events, mechanism by mechanism.
 
     Guarantee: true only if, for every noise and rate, at least as many steps are in `spent`.
     Edge cases: no events are covered by any history. More noise does not stand in for less.
     """
-    steps = {(e.kind, e.noise_multiplier, e.sample_rate): e.steps for e in merged(spent)}
-    return all(
-        steps.get((e.kind, e.noise_multiplier, e.sample_rate), 0) >= e.steps for e in merged(events)
-    )
+    return not beyond(events, spent)
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -306,7 +306,7 @@ def test_a_prompt_cannot_edit_or_delete_entries_by_mishap(used):
 def test_an_edited_entry_is_found_and_named(used, column):
     value = f"{column} + 0.5" if column in ("noise_multiplier", "sample_rate", "delta") else "'x'"
     value = f"{column} + 1" if column in WHOLE_NUMBERS else value
-    tamper(used, f"UPDATE entries SET {column} = {value} WHERE sequence = 5")  # noqa: S608
+    tamper(used, f"UPDATE entries SET {column} = {value} WHERE sequence = 5")
     opened_is_refused(used, "ledger entry 5")
     with pytest.raises(LedgerError, match="ledger entry 5"):
         Ledger.read(used)
@@ -537,7 +537,7 @@ def test_an_entry_of_another_program_stops_the_client(used):
     with Ledger.open(used) as ledger:
         other = sqlite3.connect(used)
         other.execute(
-            f"INSERT INTO entries SELECT 10, {', '.join(COLUMNS[1:])}, previous, digest "  # noqa: S608
+            f"INSERT INTO entries SELECT 10, {', '.join(COLUMNS[1:])}, previous, digest "
             "FROM entries WHERE sequence = 1"
         )
         other.commit()

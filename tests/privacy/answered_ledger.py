@@ -1,0 +1,118 @@
+"""A ledger whose rounds were answered with signed receipts, without any training."""
+
+import hashlib
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fundusgen.privacy import ledger_file
+from fundusgen.privacy.accounting import epsilon
+from fundusgen.privacy.events import Event, merged
+from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.receipts import Receipt
+
+PLAN = Event("subsampled_gaussian", 1.1, 0.05, 20)
+VOTES = Event("gaussian", 8.0, 1.0, 1)
+DELTA = 1e-5
+KEY = ec.derive_private_key(0x5EED, ec.SECP384R1())
+
+
+def digest_of(*words: object) -> str:
+    return hashlib.sha256(repr(words).encode()).hexdigest()
+
+
+@dataclass
+class AnsweredSite:
+    """A site's ledger and every receipt that was ever made under it, on all of its branches."""
+
+    path: Path
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def answer(self, round_number: int, event: Event = PLAN, *, mark: str = "") -> Receipt:
+        """Answer a round of the study `retina` as `training.answering` does."""
+        with Ledger.open(self.path) as ledger:
+            event_id = reserve(ledger, round_number, event, mark=mark)
+            receipt = make_receipt(ledger, round_number, event, mark=mark)
+            reply = digest_of("reply", round_number, mark)
+            ledger.commit(event_id, event, reply, receipt_digest=receipt.digest)
+            ledger.release(event_id, reply)
+        self.receipts.append(receipt)
+        return receipt
+
+    def give_up(self, round_number: int) -> None:
+        """Reserve a round and crash while training."""
+        with Ledger.open(self.path) as ledger:
+            reserve(ledger, round_number, PLAN)
+
+    def released(self) -> list[Event]:
+        """The truth: what has left the site, whatever the ledger says."""
+        return [receipt.event for receipt in self.receipts]
+
+    def copy_to(self, folder: Path) -> "AnsweredSite":
+        """A copy of the ledger, as a backup makes it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.path.parent.glob("ledger.db*"):
+            shutil.copy(file, folder / file.name)
+        return AnsweredSite(folder / self.path.name, list(self.receipts))
+
+    def restore(self, backup: "AnsweredSite") -> None:
+        """Put a backup back, the note of the last entry with it."""
+        for file in self.path.parent.glob("ledger.db*"):
+            file.unlink()
+        for file in backup.path.parent.glob("ledger.db*"):
+            shutil.copy(file, self.path.parent / file.name)
+
+    def edit(self, *statements: str) -> None:
+        """Edit as somebody who knows of the triggers would, and puts them back."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            for trigger in ("entries_stay", "entries_keep"):
+                connection.execute(f"DROP TRIGGER {trigger}")
+            try:
+                for statement in statements:
+                    connection.execute(statement)
+            finally:
+                for trigger in ("entries_stay", "entries_keep"):
+                    connection.execute(ledger_file.SCHEMA[trigger])
+
+
+def reserve(ledger: Ledger, round_number: int, event: Event, *, mark: str = "") -> int:
+    return ledger.reserve(
+        study_id="retina",
+        study_hash=digest_of("retina"),
+        round_number=round_number,
+        stage="dpsgd",
+        request_id=digest_of(round_number, mark)[:32],
+        content_digest=digest_of(round_number, mark),
+        event=event,
+        delta=DELTA,
+        policy_hash=digest_of("policy"),
+        code_hash=digest_of("code"),
+        patients_declared=300,
+    )
+
+
+def make_receipt(ledger: Ledger, round_number: int, event: Event, *, mark: str = "") -> Receipt:
+    last, spent = ledger.last_receipt, merged(ledger.events())
+    return Receipt(
+        site="north",
+        study_id="retina",
+        study_hash=digest_of("retina"),
+        round_number=round_number,
+        stage="dpsgd",
+        request_id=digest_of(round_number, mark)[:32],
+        event=event,
+        spent=spent,
+        epsilon_total=epsilon(spent, DELTA),
+        delta=DELTA,
+        declared_patients=300,
+        noise="secure",
+        payload_digest=digest_of("arrays", round_number, mark),
+        policy_hash=digest_of("policy"),
+        code_hash=digest_of("code"),
+        sequence=last.sequence + 1,
+        previous=last.digest,
+    ).signed(KEY)
