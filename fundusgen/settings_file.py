@@ -5,7 +5,7 @@ Python's reader speaks, turns `no` into a boolean, `010` into eight and `1:30` i
 takes `1e-5` for text; here plain words are the few types of YAML 1.2's core schema, without its
 other notations of a number, and whatever else stays text. Nothing is then turned into another
 type: `"8"` is no number, 8.0 no count. An alias may stand for what was written before; a tag, a
-merged mapping, a key given twice or a key that is no text is an error.
+merged mapping, a key given twice or a key that is no text that prints is an error.
 """
 
 import json
@@ -18,6 +18,8 @@ from pydantic import BaseModel
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
+# YAML 1.1 ends a line at these, and with it a comment; YAML 1.2, JSON and most editors do not.
+_OTHER_BREAKS = re.compile("[\x85\u2028\u2029]")
 # Far above any settings file. A few lines with aliases can unfold to gigabytes.
 MAX_UNFOLDED = 1 << 21
 _INTEGER = r"[-+]?(?:0|[1-9][0-9]*)"
@@ -34,6 +36,13 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
+        if (found := _OTHER_BREAKS.search(text)) is not None:
+            escape = f"\\u{ord(found.group()):04x}"
+            line = text.count("\n", 0, found.start()) + 1
+            raise ValueError(
+                f"the character {escape} on line {line} ends a line for some readers of YAML only; "
+                f"leave it out, or write {escape} in double quotes"
+            )
         self._unfolded = 0
         self._unfolded_of: dict[str, int] = {}
 
@@ -46,7 +55,9 @@ class _Loader(yaml.SafeLoader):
             self._count(self._unfolded_of.get(str(event.anchor), 0), event.start_mark)
             return super().compose_node(parent, index)  # type: ignore[arg-type]
         if event.tag is not None:
-            raise _fault(f"the tag '{event.tag}' has no meaning here", event.start_mark)
+            raise _fault(f"the tag {event.tag!a} has no meaning here", event.start_mark)
+        if isinstance(event, yaml.ScalarEvent):
+            event.value = _whole(event.value, event.start_mark)
         before = self._unfolded
         self._count(1 + len(getattr(event, "value", "")), event.start_mark)
         node = super().compose_node(parent, index)  # type: ignore[arg-type]
@@ -60,6 +71,11 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag != self.DEFAULT_SCALAR_TAG:
                 raise _fault("a key is no text; put it in quotes", key.start_mark)
+            # Errors name keys, in logs and on terminals, where a line break would forge a line.
+            if not key.value.isprintable():
+                raise _fault(f"the key {key.value!a} holds what does not print", key.start_mark)
+            if key.value == "<<" and key.style is None:
+                raise _fault("mappings are not merged here; write it out", key.start_mark)
             if key.value in seen:
                 raise _fault(f"the key '{key.value}' is given twice", key.start_mark)
             seen.add(key.value)
@@ -112,21 +128,33 @@ def read_settings(
         # Through JSON, where a list may become a tuple and nothing else becomes anything else.
         # What is not a number reaches the model, which names the key that it is given for.
         plain = json.dumps(spell_out(content))
-    except (yaml.YAMLError, RecursionError) as error:
+    # OverflowError: an escape for a character far beyond the last one.
+    except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
     return model.model_validate_json(plain, strict=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML's safe dumper, which also quotes what only YAML 1.2 takes for a number."""
+    """YAML's safe dumper, which also quotes what only YAML 1.2 takes for a number or for text."""
 
     def ignore_aliases(self, data: object) -> bool:
         """Write everything out."""
         return True
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+    style = '"' if _OTHER_BREAKS.search(text) else None
+    return dumper.represent_scalar(_Dumper.DEFAULT_SCALAR_TAG, text, style)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(f"(?:{_FLOAT})\\Z"), list("-+.0123456789")
+)
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z"),
+    list("-+0123456789"),
 )
 
 
@@ -137,6 +165,14 @@ def dump_settings(content: dict[str, Any]) -> str:
 
 def _kind(content: object) -> str:
     return "nothing" if content is None else f"a {type(content).__name__}"
+
+
+def _whole(text: str, mark: object) -> str:
+    """Make one character of the two escapes that JSON writes for what lies beyond U+FFFF."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise _fault("an escape stands for half a character", mark) from error
 
 
 def _fault(problem: str, mark: Any) -> yaml.MarkedYAMLError:

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from fundusgen import __version__
+from fundusgen.cli.audit import audit_app
 from fundusgen.cli.generate import generate
+from fundusgen.cli.ledger import ledger_app
 from fundusgen.cli.phantom import phantom_app
 from fundusgen.cli.plan import plan
 from fundusgen.cli.site import site_app
@@ -36,6 +38,8 @@ app.command()(generate)
 app.command()(plan)
 app.add_typer(phantom_app, name="phantom")
 app.add_typer(site_app, name="site")
+site_app.add_typer(ledger_app, name="ledger")
+app.add_typer(audit_app, name="audit")
 # Commands that start servers and clients live above the library and join here by name; one
 # named `site.join` joins the group `site`.
 _groups = {"": app, "site": site_app}

@@ -73,7 +73,7 @@ def plan(
     could be made.
     """
     wanted = load_study(study)
-    standing = _standing(wanted, site, declared_patients, _numbers(sites_patients or []))
+    standing = _standing(wanted, site, declared_patients, patients_of_sites(sites_patients or []))
     # To the terminal, not into what a program reads.
     with Console(stderr=True).status("counting, and taking a few steps on a phantom ..."):
         made = make_plan(wanted, standing)
@@ -105,8 +105,12 @@ def _standing(
     return Standing(thought_of, study.privacy.target_delta, sites_patients=tuple(sites_patients))
 
 
-def _numbers(texts: list[str]) -> list[int]:
-    """Read numbers of patients, given one by one or with commas."""
+def patients_of_sites(texts: list[str]) -> list[int]:
+    """Read numbers of patients, given one by one or with commas.
+
+    Raises:
+        SiteError: One is no whole number from 1.
+    """
     words = [word.strip() for text in texts for word in text.split(",")]
     wrong = [word for word in words if not re.fullmatch("0*[1-9][0-9]{0,8}", word)]
     if wrong:

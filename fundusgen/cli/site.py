@@ -1,5 +1,6 @@
-"""`fundusgen site`: make a site folder, check its images, see what it has spent."""
+"""`fundusgen site`: make a site folder and its keys, check its images, see what it has spent."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +9,20 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from fundusgen.cli.approval import approve, approve_code
 from fundusgen.code import code_hash
 from fundusgen.data.cache import framed_images
 from fundusgen.data.manifest import ManifestSettings, read_manifest
 from fundusgen.data.problems import left_out_count
 from fundusgen.errors import SiteError
-from fundusgen.privacy.keys import PUBLIC_KEY
+from fundusgen.privacy.keys import (
+    FINGERPRINT_KEY,
+    PRIVATE_KEY,
+    PUBLIC_KEY,
+    key_fingerprint,
+    make_keys,
+    site_public_key,
+)
 from fundusgen.privacy.ledger import Ledger
 from fundusgen.privacy.ledger_file import head_file
 from fundusgen.privacy.policy import Policy
@@ -21,13 +30,15 @@ from fundusgen.site import SiteData, SiteFolder, SiteSettings
 from fundusgen.study import describe
 
 site_app = typer.Typer(help="Site folders: what a hospital keeps.", no_args_is_help=True)
-_SiteArgument = Annotated[Path, typer.Argument(help="The site folder.")]
+_SiteArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The site folder.")]
 _SHOWN_PROBLEMS = 20
 
 
 @site_app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Site folder to make; must be new or empty.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Site folder to make; must be new or empty.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the site: a-z, 0-9, - and _; public.")],
     manifest: Annotated[Path, typer.Option(help="CSV file that lists the images.")],
     declared_patients: Annotated[
@@ -72,6 +83,8 @@ def init(
     typer.echo(f"{folder} is ready. Read {site.policy_file} and check the images with")
     typer.echo(f"  fundusgen site check {folder}")
     typer.echo(f"Give the study lead the public key {site.keys / PUBLIC_KEY}")
+    typer.echo("and read out its fingerprint to them, which is shown by")
+    typer.echo(f"  fundusgen site keys {folder}")
 
 
 @site_app.command()
@@ -113,6 +126,9 @@ def status(folder: _SiteArgument) -> None:
         return
     with Ledger.read(site.ledger_file) as ledger:
         rows, spent = ledger.rows(), ledger.epsilon(policy.delta)
+    if not rows:
+        console.print(f"{settings.name} has spent nothing of epsilon {policy.max_epsilon:g}")
+        return
     table = Table("event", "study", "round", "mechanism", "noise", "rate", "steps", "state")
     for row in rows:
         event = row.event
@@ -124,3 +140,55 @@ def status(folder: _SiteArgument) -> None:
     console.print(
         f"{settings.name}: epsilon {spent:.3f} of {policy.max_epsilon:g} at delta {policy.delta:g}"
     )
+
+
+site_app.command()(approve)
+site_app.command("approve-code")(approve_code)
+
+
+@site_app.command()
+def keys(folder: _SiteArgument) -> None:
+    """Make the keys that are missing, and show the public one and its fingerprint.
+
+    The pair node and node.pub signs what leaves this site. The study lead gets node.pub, and
+    nobody gets node. A key that is there is never changed.
+    """
+    site = SiteFolder(folder)
+    name, public = site.settings().name, site.keys / PUBLIC_KEY
+    had_public = public.exists()
+    try:
+        made = make_keys(site.keys)
+        fingerprint = key_fingerprint(site_public_key(site.keys))
+    except OSError as error:
+        raise SiteError(
+            f"The keys in {site.keys} cannot be written: {error.strerror or error}",
+            expected="a folder that this user may write",
+            remedy="Correct its permissions",
+        ) from error
+    except SiteError as error:
+        raise SiteError(
+            error.found,
+            expected=error.expected,
+            remedy="Restore it from a backup. Without one, move the file away and run this again",
+        ) from error
+    for line in _made(name, made, had_public=had_public):
+        typer.echo(line)
+    typer.echo(f"The public key of {name}, for the study lead:")
+    typer.echo(f"  {public}")
+    typer.echo("Its fingerprint, to be compared with the study lead by telephone:")
+    typer.echo(f"  {fingerprint}")
+
+
+def _made(name: str, made: tuple[str, ...], *, had_public: bool) -> Iterator[str]:
+    if not made:
+        yield "No key is missing. Nothing was changed."
+    if PRIVATE_KEY in made:
+        yield f"Made {PRIVATE_KEY} and {PUBLIC_KEY}, a new pair of keys."
+        yield f"The study lead must register the new {PUBLIC_KEY} before {name} can take part."
+        if had_public:
+            yield f"The old {PUBLIC_KEY} is kept with a number after its name. It checks what"
+            yield "was signed before."
+    elif PUBLIC_KEY in made:
+        yield f"Made {PUBLIC_KEY} again, from {PRIVATE_KEY}. It is the same key as before."
+    if FINGERPRINT_KEY in made:
+        yield f"Made {FINGERPRINT_KEY}, a secret that stays here."

@@ -8,7 +8,10 @@ keys/fingerprint  32 secret bytes, never shown to anyone
 import base64
 import hashlib
 import hmac
+import os
 import secrets
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,28 +25,84 @@ PRIVATE_KEY, PUBLIC_KEY, FINGERPRINT_KEY = "node", "node.pub", "fingerprint"
 _FINGERPRINT_BYTES = 32
 
 
-def make_keys(folder: Path) -> None:
-    """Make a site's keys.
+def make_keys(folder: Path) -> tuple[str, ...]:
+    """Make those of a site's keys that are missing.
 
-    Guarantee: private files are readable by their owner only; each is whole or absent.
-    Edge cases: a key that is there is kept: what it has signed stays checkable.
+    Guarantee: private files are readable by their owner only; each file is whole or absent. No
+    key that is there is changed or lost: what it has signed stays checkable.
+    Edge cases: a public half that is missing is computed from the private one. If it is the
+    private one that is missing, there is a new pair, and the old public half is kept as
+    `node.pub.1`, or the next number. A link that leads nowhere counts as a key that is there.
+
+    Returns:
+        Names of the files that were made.
 
     Raises:
+        SiteError: The public half is missing, and the private one cannot be used.
         OSError: The folder cannot be written.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not (folder / PRIVATE_KEY).exists():
-        key = ec.generate_private_key(ec.SECP384R1())
-        private = key.private_bytes(
+    made = []
+    if not os.path.lexists(folder / PRIVATE_KEY):
+        _set_aside(folder / PUBLIC_KEY)
+        private = ec.generate_private_key(ec.SECP384R1()).private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.OpenSSH,
             serialization.NoEncryption(),
         )
         write_atomically(folder / PRIVATE_KEY, private, mode=0o600)
-        write_atomically(folder / PUBLIC_KEY, public_text(key.public_key()) + "\n")
-    if not (folder / FINGERPRINT_KEY).exists():
+        made.append(PRIVATE_KEY)
+    if not os.path.lexists(folder / PUBLIC_KEY):
+        public = public_text(signing_key(folder).public_key())
+        write_atomically(folder / PUBLIC_KEY, public + "\n")
+        made.append(PUBLIC_KEY)
+    if not os.path.lexists(folder / FINGERPRINT_KEY):
         secret = secrets.token_bytes(_FINGERPRINT_BYTES)
         write_atomically(folder / FINGERPRINT_KEY, secret, mode=0o600)
+        made.append(FINGERPRINT_KEY)
+    return tuple(made)
+
+
+def _set_aside(path: Path) -> None:
+    """Keep a file under the next free name, if it is there."""
+    if os.path.lexists(path):
+        names = (path.with_name(f"{path.name}.{number}") for number in count(1))
+        path.rename(next(name for name in names if not os.path.lexists(name)))
+
+
+def public_keys(folder: Path) -> list[ec.EllipticCurvePublicKey]:
+    """Read every public key that a folder holds: the present one, then those set aside.
+
+    Guarantee: only keys on P-384.
+    Edge cases: an absent folder has none. A file that is no key is passed over: what it has
+    signed cannot be checked with it anyway.
+    """
+    keys = []
+    for path in sorted(folder.glob(f"{PUBLIC_KEY}*"), key=lambda path: (len(path.name), path.name)):
+        with suppress(SiteError, OSError):
+            keys.append(public_key(path.read_bytes(), str(path)))
+    return keys
+
+
+def site_public_key(folder: Path) -> ec.EllipticCurvePublicKey:
+    """Read a site's public key, after making sure that all of its keys can be used.
+
+    Guarantee: the key is the other half of the one that signs, and is what `node.pub` says.
+    Edge cases: none.
+
+    Raises:
+        SiteError: A key is missing or of another kind, or the two halves are not of one pair.
+    """
+    own = signing_key(folder).public_key()
+    path = folder / PUBLIC_KEY
+    try:
+        stated = public_key(path.read_bytes(), str(path))
+    except OSError as error:
+        raise _unusable(path, error.strerror or "an error of the disk") from error
+    if public_text(stated) != public_text(own):
+        raise _unusable(path, f"it is not the other half of {PRIVATE_KEY}")
+    data_fingerprint(folder, "")
+    return own
 
 
 def signing_key(folder: Path) -> ec.EllipticCurvePrivateKey:

@@ -5,6 +5,7 @@ if the result says exactly what was meant.
 """
 
 import re
+import stat
 from pathlib import Path
 
 from fundusgen.errors import SiteError
@@ -27,6 +28,8 @@ _WHY = {
     "release": "What may leave in a round. No figure about training has a mechanism of its own\n"
     "yet, so metrics is empty: all of them stay here.",
 }
+# What may stand behind a setting on its line, or alone on one.
+_REST = r"[ \t]*(?:#.*)?\r?\n"
 
 
 def dump_policy(policy: Policy) -> str:
@@ -48,6 +51,7 @@ def add_to_list(path: Path, key: str, digest: str, comment: str) -> Policy:
     """Add a hash to one of the policy's lists, leaving every other line as it is.
 
     Guarantee: on return the file says what it said before, and the hash; whole or unchanged.
+    Every other line is the same to the byte, its ending included.
     Edge cases: a hash that is there already changes nothing. A file whose list is written in an
     unforeseen way is left alone, with the line to add by hand.
 
@@ -55,13 +59,14 @@ def add_to_list(path: Path, key: str, digest: str, comment: str) -> Policy:
         path: The policy file.
         key: `studies` or `code`.
         digest: The hash.
-        comment: Stands behind it, for people; one line.
+        comment: Stands behind it, for people; what does not print becomes a space.
 
     Returns:
         The policy as it is now.
 
     Raises:
         SiteError: The policy cannot be read, or the line cannot be placed for sure.
+        OSError: It cannot be written.
     """
     text = _read(path)
     before = parse_policy(text, source=str(path))
@@ -69,7 +74,8 @@ def add_to_list(path: Path, key: str, digest: str, comment: str) -> Policy:
     if listed == "any" or digest in listed:
         return before
     wanted = before.model_copy(update={key: (*listed, digest)})
-    line = f'- "{digest}"  # {" ".join(comment.split())}\n'
+    printable = "".join(letter if letter.isprintable() else " " for letter in comment)
+    line = f'- "{digest}"  # {" ".join(printable.split())}'
     changed = _inserted(text, key, line)
     try:
         after = parse_policy(changed, source=str(path))
@@ -79,30 +85,33 @@ def add_to_list(path: Path, key: str, digest: str, comment: str) -> Policy:
         raise SiteError(
             f"The list '{key}' of {path} is written in a way that cannot be changed for sure",
             expected=f"'{key}:' on a line of its own, and a hash on each line after it",
-            remedy=f"Add this line to it by hand: {line.strip()}",
+            remedy=f"Add this line to it by hand: {line}",
         )
-    write_atomically(path, changed)
+    write_atomically(path, changed, stat.S_IMODE(path.stat().st_mode))
     return after
 
 
 def _inserted(text: str, key: str, line: str) -> str:
-    """Put a line at the end of a block list, or make one of an empty list."""
-    empty = re.compile(rf"^{key}:[ \t]*(\[[ \t]*\])?[ \t]*(#.*)?\n(?![ \t]*-)", re.MULTILINE)
-    if empty.search(text):
-        return empty.sub(lambda _: f"{key}:\n{line}", text, count=1)
-    block = re.compile(rf"^{key}:[ \t]*(#.*)?\n(?:([ \t]*)-.*\n)+", re.MULTILINE)
-    if (found := block.search(text)) is not None:
-        return text[: found.end()] + (found.group(2) or "") + line + text[found.end() :]
-    return f"{text.rstrip()}\n{key}:\n{line}"
+    """Put a line at the end of a block list, make one of an empty list, or begin one."""
+    end = "\r\n" if "\r\n" in text else "\n"
+    whole = text if text.endswith("\n") else text + end
+    block = re.compile(rf"^{key}:{_REST}(?:(?:{_REST})*([ \t]*)-.*\n)+", re.MULTILINE)
+    empty = re.compile(rf"^({key}:)[ \t]*\[[ \t]*\]({_REST})", re.MULTILINE)
+    if (found := block.search(whole)) is not None:
+        changed = whole[: found.end()] + found[1] + line + end + whole[found.end() :]
+    elif (found := empty.search(whole)) is not None:
+        changed = whole[: found.start()] + found[1] + found[2] + line + end + whole[found.end() :]
+    else:
+        changed = f"{whole}{key}:{end}{line}{end}"
+    return changed if whole == text else changed.removesuffix(end)
 
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise SiteError(
             f"The policy {path} cannot be read: {error}",
             expected="a policy.yaml",
             remedy="Make a site folder with: fundusgen site init",
         ) from error
-    return text if text.endswith("\n") else text + "\n"

@@ -51,6 +51,25 @@ def read_receipt(path: Path) -> Receipt:
         raise ReceiptError(f"{path}: {error.found}", expected=error.expected) from error
 
 
+def scan_receipts(folder: Path) -> tuple[list[Receipt], list[tuple[Path, str]]]:
+    """Read all receipts of a folder that can be read, and say why the others cannot.
+
+    Guarantee: nothing that lies there is passed over in silence; signatures are not checked. The
+    same receipt in two places is given once.
+    Edge cases: an absent folder has none. Other files than `.json` are no receipts.
+    """
+    found: dict[str, Receipt] = {}
+    unreadable: list[tuple[Path, str]] = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            receipt = read_receipt(path)
+        except ReceiptError as error:
+            unreadable.append((path, error.found))
+            continue
+        found.setdefault(receipt.to_json(), receipt)
+    return list(found.values()), unreadable
+
+
 def read_receipts(folder: Path) -> dict[str, list[Receipt]]:
     """Read all receipts of a folder, by site and in order of their numbers.
 

@@ -110,6 +110,9 @@ def note_approval(
 ) -> None:
     """Write who approved a study, and what they were told that it costs.
 
+    The note's keys: `study` (its hash), `by`, `at` (UTC, ISO 8601), `epsilon_after_study`,
+    `max_epsilon`, `delta`.
+
     Guarantee: written before the policy lets the study in.
     Edge cases: a study approved twice is written twice.
 
@@ -127,8 +130,9 @@ def note_approval(
     ledger.remark(
         "approved",
         {
+            "study": study_hash,
             "by": by,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "at": _now(),
             "epsilon_after_study": cost,
             "max_epsilon": policy.max_epsilon,
             "delta": policy.delta,
@@ -137,3 +141,36 @@ def note_approval(
         study_hash=study_hash,
         policy_hash=policy.policy_hash,
     )
+
+
+def note_code_approval(
+    ledger: Ledger, policy: Policy, *, code_hash: str, version: str, by: str
+) -> None:
+    """Write who approved the code that may run at the site.
+
+    Told from the approval of a study by its note, whose keys are: `code` (its hash), `version`
+    (of fundusgen, as it calls itself), `by`, `at` (UTC, ISO 8601). It is about no study, so the
+    remark's study fields are empty.
+
+    Guarantee: written before the policy lets the code in.
+    Edge cases: code approved twice is written twice.
+
+    Args:
+        ledger: The site's ledger.
+        policy: The policy with the code in it.
+        code_hash: Hash of the code, as `fundusgen.code` computes it.
+        version: What the code calls itself; two with one version may have different hashes.
+        by: The person, as they gave their name.
+
+    Raises:
+        LedgerError: It could not be written.
+    """
+    ledger.remark(
+        "approved",
+        {"code": code_hash, "version": version, "by": by, "at": _now()},
+        policy_hash=policy.policy_hash,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
