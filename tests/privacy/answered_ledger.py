@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -13,7 +14,9 @@ from fundusgen.privacy import ledger_file
 from fundusgen.privacy.accounting import epsilon
 from fundusgen.privacy.events import Event, merged
 from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.policy import Policy
 from fundusgen.privacy.receipts import Receipt
+from fundusgen.privacy.remarks import note_policy
 
 PLAN = Event("subsampled_gaussian", 1.1, 0.05, 20)
 VOTES = Event("gaussian", 8.0, 1.0, 1)
@@ -31,12 +34,19 @@ class AnsweredSite:
 
     path: Path
     receipts: list[Receipt] = field(default_factory=list)
+    policy: Policy | None = None
+    key: ec.EllipticCurvePrivateKey = KEY
 
-    def answer(self, round_number: int, event: Event = PLAN, *, mark: str = "") -> Receipt:
+    def answer(
+        self, round_number: int, event: Event = PLAN, *, mark: str = "", **row: object
+    ) -> Receipt:
         """Answer a round of the study `retina` as `training.answering` does."""
         with Ledger.open(self.path) as ledger:
-            event_id = reserve(ledger, round_number, event, mark=mark)
-            receipt = make_receipt(ledger, round_number, event, mark=mark)
+            if self.policy is not None:
+                note_policy(ledger, self.policy)
+                row = {"policy_hash": self.policy.policy_hash, **row}
+            event_id = reserve(ledger, round_number, event, mark=mark, **row)
+            receipt = make_receipt(ledger, round_number, event, mark=mark, **row).signed(self.key)
             reply = digest_of("reply", round_number, mark)
             ledger.commit(event_id, event, reply, receipt_digest=receipt.digest)
             ledger.release(event_id, reply)
@@ -46,7 +56,8 @@ class AnsweredSite:
     def give_up(self, round_number: int) -> None:
         """Reserve a round and crash while training."""
         with Ledger.open(self.path) as ledger:
-            reserve(ledger, round_number, PLAN)
+            row = {} if self.policy is None else {"policy_hash": self.policy.policy_hash}
+            reserve(ledger, round_number, PLAN, **row)
 
     def released(self) -> list[Event]:
         """The truth: what has left the site, whatever the ledger says."""
@@ -57,7 +68,7 @@ class AnsweredSite:
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.path.parent.glob("ledger.db*"):
             shutil.copy(file, folder / file.name)
-        return AnsweredSite(folder / self.path.name, list(self.receipts))
+        return AnsweredSite(folder / self.path.name, list(self.receipts), self.policy)
 
     def restore(self, backup: "AnsweredSite") -> None:
         """Put a backup back, the note of the last entry with it."""
@@ -79,28 +90,33 @@ class AnsweredSite:
                     connection.execute(ledger_file.SCHEMA[trigger])
 
 
-def reserve(ledger: Ledger, round_number: int, event: Event, *, mark: str = "") -> int:
+def reserve(ledger: Ledger, round_number: int, event: Event, *, mark: str = "", **row: Any) -> int:
+    usual: dict[str, Any] = {
+        "study_id": "retina",
+        "study_hash": digest_of("retina"),
+        "delta": DELTA,
+        "policy_hash": digest_of("policy"),
+        "code_hash": digest_of("code"),
+        "patients_declared": 300,
+    }
     return ledger.reserve(
-        study_id="retina",
-        study_hash=digest_of("retina"),
         round_number=round_number,
         stage="dpsgd",
         request_id=digest_of(round_number, mark)[:32],
         content_digest=digest_of(round_number, mark),
         event=event,
-        delta=DELTA,
-        policy_hash=digest_of("policy"),
-        code_hash=digest_of("code"),
-        patients_declared=300,
+        **(usual | row),
     )
 
 
-def make_receipt(ledger: Ledger, round_number: int, event: Event, *, mark: str = "") -> Receipt:
+def make_receipt(
+    ledger: Ledger, round_number: int, event: Event, *, mark: str = "", **row: Any
+) -> Receipt:
     last, spent = ledger.last_receipt, merged(ledger.events())
     return Receipt(
         site="north",
-        study_id="retina",
-        study_hash=digest_of("retina"),
+        study_id=row.get("study_id", "retina"),
+        study_hash=row.get("study_hash", digest_of("retina")),
         round_number=round_number,
         stage="dpsgd",
         request_id=digest_of(round_number, mark)[:32],
@@ -108,11 +124,11 @@ def make_receipt(ledger: Ledger, round_number: int, event: Event, *, mark: str =
         spent=spent,
         epsilon_total=epsilon(spent, DELTA),
         delta=DELTA,
-        declared_patients=300,
-        noise="secure",
+        declared_patients=row.get("patients_declared", 300),
+        noise=row.get("noise_kind", "secure"),
         payload_digest=digest_of("arrays", round_number, mark),
-        policy_hash=digest_of("policy"),
-        code_hash=digest_of("code"),
+        policy_hash=row.get("policy_hash", digest_of("policy")),
+        code_hash=row.get("code_hash", digest_of("code")),
         sequence=last.sequence + 1,
         previous=last.digest,
-    ).signed(KEY)
+    )
