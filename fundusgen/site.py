@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fundusgen.errors import SiteError
 from fundusgen.privacy.keys import make_keys
+from fundusgen.privacy.outbox import OUTBOX
 from fundusgen.privacy.policy import Policy, load_policy
 from fundusgen.privacy.policy_file import dump_policy
 from fundusgen.settings_file import dump_settings, read_settings
@@ -96,7 +97,7 @@ class SiteFolder:
     @property
     def outbox(self) -> Path:
         """Released replies."""
-        return self.path / "outbox"
+        return self.path / OUTBOX
 
     @property
     def cache(self) -> Path:

@@ -17,7 +17,7 @@ from fundusgen.privacy.audit import Audit, Evidence, audit_ledger
 from fundusgen.privacy.keys import public_key, public_keys
 from fundusgen.privacy.ledger_file import head_file
 from fundusgen.privacy.ledger_salvage import Salvage, lost_ledger, salvage
-from fundusgen.privacy.outbox import Outbox
+from fundusgen.privacy.outbox import OUTBOX, Outbox
 from fundusgen.privacy.policy import Policy, load_policy
 from fundusgen.privacy.receipt_folder import scan_receipts
 from fundusgen.privacy.receipts import Receipt
@@ -198,7 +198,7 @@ def _keys(
 
 
 def _replies(file: Path) -> dict[tuple[str, str], Receipt | None] | None:
-    outbox = Outbox(file.parent / "outbox")
+    outbox = Outbox(file.parent / OUTBOX)
     return receipts_in(outbox) if outbox.folder.is_dir() else None
 
 

@@ -205,7 +205,10 @@ def _wrong(plan: RepairPlan) -> Iterator[str]:
     if plan.receipts.shortfall:
         yield "It lacks events that its own later receipts count."
     if plan.unread_replies:
-        yield f"The outbox holds {plan.unread_replies} replies that it does not know."
+        yield (
+            f"The outbox holds {len(plan.unread_replies)} damaged replies that it does not know; "
+            "they will be put with the old ledger."
+        )
 
 
 def _added(plan: RepairPlan) -> Iterator[str]:

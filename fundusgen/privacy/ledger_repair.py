@@ -39,8 +39,8 @@ class RepairPlan:
             before it was cut short.
         ledger: Everything that can be read of it.
         receipts: What receipts say of it.
-        unread_replies: Replies in the outbox that the ledger does not know and that cannot be
-            read either.
+        unread_replies: Replies in the outbox, by request and digest, that the ledger does not
+            know and that cannot be read either.
         untold: Why there may be releases that nothing tells of; empty where there is no reason.
         assumed: What is counted for those.
         replies: Digest of a reply in the outbox, by that of the receipt in it.
@@ -51,7 +51,7 @@ class RepairPlan:
     source: Path
     ledger: Salvage
     receipts: Reconciliation
-    unread_replies: int
+    unread_replies: tuple[tuple[str, str], ...]
     untold: tuple[str, ...]
     assumed: tuple[Event, ...]
     replies: Mapping[str, str]
@@ -117,8 +117,8 @@ def plan_repair(
     given = {receipt.digest: receipt for receipt in receipts}
     given |= {receipt.digest: receipt for receipt in strange.values() if receipt is not None}
     reconciled = reconcile(found, given.values())
-    unread = sum(receipt is None for receipt in strange.values())
-    untold = () if nothing_else_was_sent else tuple(_untold(found, reconciled, unread))
+    unread = tuple(key for key, receipt in strange.items() if receipt is None)
+    untold = () if nothing_else_was_sent else tuple(_untold(found, reconciled, len(unread)))
     return RepairPlan(
         path=path,
         source=source,

@@ -15,6 +15,7 @@ from fundusgen.privacy.ledger import Ledger
 from fundusgen.privacy.ledger_file import head_file, repair_file
 from fundusgen.privacy.ledger_repair import RepairPlan
 from fundusgen.privacy.ledger_rows import LedgerRow, Remark
+from fundusgen.privacy.outbox import OUTBOX
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.privacy.reconciliation import COUNTED, RECOVERED
 from fundusgen.storage import sync_folder, write_atomically
@@ -54,6 +55,7 @@ def carry_out(plan: RepairPlan, *, by: str, reason: str, now: datetime | None = 
         if not kept.exists():
             _keep(plan.path, kept, work / "kept")
         _exchange(plan.path, work / plan.path.name, kept)
+        _set_aside(plan, kept)
     except OSError as error:
         raise LedgerError(
             f"the repair could not be written: {error.strerror or error}",
@@ -169,12 +171,15 @@ def _rewrite_row(
 
 def _recover(ledger: Ledger, receipt: Receipt, reply: str) -> None:
     """Write an event that is known from its receipt alone."""
+    request_id = receipt.request_id
+    if ledger.find(request_id) is not None:
+        request_id = receipt.digest[:32]
     try:
-        event_id = _reserve_recovered(ledger, receipt, receipt.stage, receipt.request_id)
+        event_id = _reserve_recovered(ledger, receipt, receipt.stage, request_id)
     except LedgerError:
         # The ledger was put back and has answered the same round once more: another answer, which
         # counts by itself and gets a name of its own.
-        stage, request_id = f"{receipt.stage} {receipt.digest[:8]}", receipt.digest[:32]
+        stage = f"{receipt.stage} {receipt.digest[:8]}"
         event_id = _reserve_recovered(ledger, receipt, stage, request_id)
     ledger.commit(event_id, receipt.event, reply, receipt_digest=receipt.digest)
     ledger.release(event_id, reply)
@@ -258,6 +263,15 @@ def _keep(path: Path, kept: Path, work: Path) -> None:
     sync_folder(work)
     work.rename(kept)
     sync_folder(kept.parent)
+
+
+def _set_aside(plan: RepairPlan, kept: Path) -> None:
+    """Put replies that nobody can read with the old ledger: they can answer nothing."""
+    for request_id, digest in plan.unread_replies:
+        reply = plan.path.parent / OUTBOX / f"{request_id}.{digest}"
+        (kept / OUTBOX).mkdir(mode=0o700, exist_ok=True)
+        if reply.exists():
+            reply.rename(kept / OUTBOX / reply.name)
 
 
 def _exchange(path: Path, new: Path, kept: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from fundusgen.errors import LedgerError
 from fundusgen.storage import sync_folder, write_atomically
 
+# Name of the folder, beside the ledger.
+OUTBOX = "outbox"
 _REQUEST_ID = re.compile(r"[0-9a-f]{8,128}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME = re.compile(r"[0-9a-f]{8,128}\.[0-9a-f]{64}", re.ASCII)

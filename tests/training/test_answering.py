@@ -480,5 +480,5 @@ def test_a_ledger_that_was_edited_is_refused(site) -> None:
             "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' "
             "AND sql LIKE '%steps%'"
         ).fetchone()
-        database.execute(f"UPDATE {text} SET steps = 1")  # noqa: S608
+        database.execute(f"UPDATE {text} SET steps = 1")
     assert refused(site, request_for(study, 2)) is RefusalReason.LEDGER_UNUSABLE
