@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Mapping[str, str]] = {
     "generation": {},
     "federation_round": {},
     "client_memory": {},
+    "budget": {},
 }
 
 
