@@ -14,7 +14,7 @@ from rich.table import Table
 from fundusgen.errors import FundusgenError, LedgerError, SiteError
 from fundusgen.federation.payload import receipts_in
 from fundusgen.privacy.audit import Audit, Evidence, audit_ledger
-from fundusgen.privacy.keys import public_key, public_keys
+from fundusgen.privacy.keys import public_keys, read_public_key
 from fundusgen.privacy.ledger_file import head_file
 from fundusgen.privacy.ledger_salvage import Salvage, lost_ledger, salvage
 from fundusgen.privacy.outbox import OUTBOX, Outbox
@@ -136,12 +136,6 @@ def _all_receipts(
     studies: set[str] = set()
     keys: list[Path] = []
     for folder in folders:
-        if not folder.is_dir():
-            raise SiteError(
-                f"There is no folder {folder}",
-                expected="a folder of receipts, RUN/receipts of a server",
-                remedy="Check --receipts",
-            )
         receipts, wrong = scan_receipts(folder)
         found |= {receipt.to_json(): receipt for receipt in receipts}
         unreadable += wrong
@@ -181,20 +175,11 @@ def _keys(
 ) -> list[ec.EllipticCurvePublicKey]:
     """The keys that were given; else the site's own; else those that the server knows."""
     if given:
-        keys = []
-        for path in given:
-            try:
-                keys.append(public_key(path.read_bytes(), str(path)))
-            except OSError as error:
-                raise SiteError(
-                    f"The key {path} cannot be read: {error.strerror or error}",
-                    expected="a node.pub",
-                ) from error
-        return keys
+        return [read_public_key(path) for path in given]
     if own := public_keys(file.parent / "keys"):
         return own
     paths = [folder / f"{name}.pub" for folder in folders]
-    return [public_key(path.read_bytes(), str(path)) for path in paths if path.is_file()]
+    return [read_public_key(path) for path in paths if path.is_file()]
 
 
 def _replies(file: Path) -> dict[tuple[str, str], Receipt | None] | None:

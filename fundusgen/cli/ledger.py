@@ -13,7 +13,7 @@ from fundusgen.cli.consent import ByOption, YesOption, agreed, checked_name
 from fundusgen.errors import SiteError
 from fundusgen.federation.payload import receipts_in
 from fundusgen.privacy.audit_receipts import sift_signed
-from fundusgen.privacy.keys import public_key, public_keys
+from fundusgen.privacy.keys import public_keys, read_public_key
 from fundusgen.privacy.ledger_file import exclusive_lock
 from fundusgen.privacy.ledger_repair import RepairPlan, plan_repair
 from fundusgen.privacy.ledger_rewrite import carry_out
@@ -80,10 +80,7 @@ def repair(
     name, policy = site.settings().name, site.policy()
     console = Console(highlight=False)
     with exclusive_lock(site.ledger_file.with_name("ledger.db.lock"), _LOCK_WAIT_S):
-        keys = [
-            *public_keys(site.keys),
-            *(public_key(_bytes(path), str(path)) for path in key or []),
-        ]
+        keys = [*public_keys(site.keys), *(read_public_key(path) for path in key or [])]
         known, asides = _receipts(receipts or [], name, keys)
         for line in asides:
             console.print(escape(line), style="yellow")
@@ -118,12 +115,6 @@ def _receipts(
     found: dict[str, Receipt] = {}
     asides: list[str] = []
     for folder in folders:
-        if not folder.is_dir():
-            raise SiteError(
-                f"There is no folder {folder}",
-                expected="a folder of receipts, RUN/receipts of a server",
-                remedy="Ask the study lead for this site's receipts",
-            )
         receipts, unreadable = scan_receipts(folder)
         asides += [f"Left aside: {path} ({why})" for path, why in unreadable]
         own = [receipt for receipt in receipts if receipt.site == name]
@@ -137,15 +128,6 @@ def _receipts(
             asides.append(f"{folder} holds no receipt of {name}.")
         found |= {receipt.digest: receipt for receipt in signed}
     return list(found.values()), asides
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SiteError(
-            f"The key {path} cannot be read: {error.strerror or error}", expected="a node.pub"
-        ) from error
 
 
 def _tell_whole(name: str, receipts: list[Receipt], console: Console) -> None:

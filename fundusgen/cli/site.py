@@ -125,7 +125,7 @@ def status(folder: _SiteArgument) -> None:
         console.print(f"{settings.name} has spent nothing of epsilon {policy.max_epsilon:g}")
         return
     with Ledger.read(site.ledger_file) as ledger:
-        rows, spent = ledger.rows(), ledger.epsilon(policy.delta)
+        rows, spent = ledger.rows(), policy.total_epsilon(ledger.events())
     if not rows:
         console.print(f"{settings.name} has spent nothing of epsilon {policy.max_epsilon:g}")
         return

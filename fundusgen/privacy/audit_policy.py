@@ -10,7 +10,7 @@ from fundusgen.privacy.events import merged
 from fundusgen.privacy.ledger_rows import LedgerRow, Remark
 from fundusgen.privacy.ledger_salvage import Salvage
 from fundusgen.privacy.policy import Policy, parse_policy
-from fundusgen.privacy.reconciliation import COUNTED, RECOVERED
+from fundusgen.privacy.reconciliation import of_repair
 
 # A cap that is met exactly must not be exceeded by another machine's rounding.
 _ROUNDING = 1e-6
@@ -83,7 +83,7 @@ def audit_policy(
         for period in periods
         if period.policy is None
     ]
-    rows = [row for row in ledger.rows if not _of_repair(row)]
+    rows = [row for row in ledger.rows if not of_repair(row)]
     known = {period.policy_hash: period.policy for period in periods}
     for row in rows:
         if row.policy_hash not in known:
@@ -103,10 +103,6 @@ def audit_policy(
     found += _data(rows)
     found += [_repair(remark) for remark in ledger.remarks if remark.kind == "repaired"]
     return found + _now(ledger, periods, now)
-
-
-def _of_repair(row: LedgerRow) -> bool:
-    return row.stage == COUNTED or row.content_digest.startswith(RECOVERED)
 
 
 def _not_held(row: LedgerRow, policy: Policy) -> list[Finding]:

@@ -19,10 +19,9 @@ from fundusgen.privacy.receipts import (
     require_signed,
 )
 from fundusgen.privacy.reconciliation import (
-    COUNTED,
-    RECOVERED,
     Reconciliation,
     events_then,
+    of_repair,
 )
 
 
@@ -118,15 +117,10 @@ def audit_outbox(
         )
         for row in ledger.rows
         if row.answered
-        and not _recovered(row)
+        and not of_repair(row)
         and (row.request_id, row.payload_digest) not in replies
     ]
     return found
-
-
-def _recovered(row: LedgerRow) -> bool:
-    """Whether a repair wrote this row from something else than the old ledger's entries."""
-    return row.stage == COUNTED or row.content_digest.startswith(RECOVERED)
 
 
 def _epsilon(receipt: Receipt) -> list[Finding]:
@@ -215,7 +209,7 @@ def _differing(receipt: Receipt, row: LedgerRow) -> list[tuple[str, object, obje
         "policy": (row.policy_hash, receipt.policy_hash),
         "code": (row.code_hash, receipt.code_hash),
     }
-    if not _recovered(row):
+    if not of_repair(row):
         pairs["stage"] = (row.stage, receipt.stage)
         pairs["request"] = (row.request_id, receipt.request_id)
     return [(name, ours, theirs) for name, (ours, theirs) in pairs.items() if ours != theirs]

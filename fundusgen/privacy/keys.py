@@ -147,6 +147,25 @@ def public_key(text: str | bytes, source: str) -> ec.EllipticCurvePublicKey:
     return key
 
 
+def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """Read a public key from a file.
+
+    Guarantee: as `public_key`.
+    Edge cases: as `public_key`.
+
+    Raises:
+        SiteError: The file cannot be read, or is no such key.
+    """
+    try:
+        return public_key(path.read_bytes(), str(path))
+    except OSError as error:
+        raise SiteError(
+            f"The key {path} cannot be read: {error.strerror or error}",
+            expected="a node.pub",
+            remedy="Check the path",
+        ) from error
+
+
 def public_text(key: ec.EllipticCurvePublicKey) -> str:
     """Write a public key as one line in OpenSSH's format.
 

@@ -56,8 +56,17 @@ def scan_receipts(folder: Path) -> tuple[list[Receipt], list[tuple[Path, str]]]:
 
     Guarantee: nothing that lies there is passed over in silence; signatures are not checked. The
     same receipt in two places is given once.
-    Edge cases: an absent folder has none. Other files than `.json` are no receipts.
+    Edge cases: other files than `.json` are no receipts.
+
+    Raises:
+        ReceiptError: There is no such folder.
     """
+    if not folder.is_dir():
+        raise ReceiptError(
+            f"There is no folder {folder}",
+            expected="a folder of receipts, RUN/receipts of a server",
+            remedy="Ask the study lead for this site's receipts",
+        )
     found: dict[str, Receipt] = {}
     unreadable: list[tuple[Path, str]] = []
     for path in sorted(folder.rglob("*.json")):

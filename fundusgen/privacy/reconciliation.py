@@ -23,6 +23,11 @@ from fundusgen.privacy.receipts import Receipt, covers
 RECOVERED, COUNTED = "known from receipt", "repair"
 
 
+def of_repair(row: LedgerRow) -> bool:
+    """Whether a repair wrote a row from something else than the old ledger's entries."""
+    return row.stage == COUNTED or row.content_digest.startswith(RECOVERED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
     """Receipts that the ledger does not know, made one after the other.

@@ -442,3 +442,9 @@ def test_a_long_ledger_has_a_plot_of_few_points_with_each_study_in_it(tmp_path: 
     assert len(audit.points) < 100
     assert {149, 150} <= {point.round_number for point in audit.points}
     assert audit.points[-1].round_number == 300
+
+
+def test_the_documentation_tells_of_every_kind_of_finding() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    listed = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    assert listed == known_codes()
