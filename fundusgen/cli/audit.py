@@ -198,7 +198,7 @@ def _print(audit: Audit, out: Path, console: Console) -> None:
     cap = f" of {audit.policy.max_epsilon:g}" if audit.policy else ""
     console.print(
         f"{audit.site}: epsilon {audit.totals.used:.3f}{cap} at delta {audit.delta:g}, "
-        f"{len(audit.ledger.rows)} events of {len(audit.studies)} studies",
+        f"{_many(len(audit.ledger.rows), 'event')} of {_many(len(audit.studies), 'study')}",
         style="bold",
     )
     checks = Table.grid(padding=(0, 2))
@@ -220,6 +220,11 @@ def _print(audit: Audit, out: Path, console: Console) -> None:
     if audit.notices:
         console.print(f"\n{len(audit.notices)} things to know are on the page.")
     console.print(f"\n{out / 'audit.html'}")
+
+
+def _many(number: int, thing: str) -> str:
+    plural = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else plural}"
 
 
 def _sentence(text: str) -> str:

@@ -79,9 +79,9 @@ def audit_page(audit: Audit) -> str:
         for part in (
             _verdict(audit),
             _findings("What does not hold", audit.faults),
-            _findings("Good to know", audit.notices),
             _over_time(audit),
             _studies(audit),
+            _findings("Good to know", audit.notices),
             _story(audit),
             _checks(audit),
             _meaning(audit),
@@ -132,8 +132,8 @@ def _meter(audit: Audit) -> str:
     answers = sum(row.state == "released" for row in audit.ledger.rows)
     numbers = [
         ("spent, epsilon", f"{total:.3f}"),
-        ("answers sent", f"{answers:,}"),
-        ("studies", f"{len(audit.studies):,}"),
+        ("answer sent" if answers == 1 else "answers sent", f"{answers:,}"),
+        ("study" if len(audit.studies) == 1 else "studies", f"{len(audit.studies):,}"),
     ]
     bar = ""
     if policy is not None:
