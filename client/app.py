@@ -24,7 +24,12 @@ log = logging.getLogger("fundusgen.client")
 @app.train("dpsgd")
 def train(message: Message, context: Context) -> Message:
     """Answer a request of the `dpsgd` stage."""
-    return Message(reply_to_record(_reply(message, context)), reply_to=message)
+    reply = Message(reply_to_record(_reply(message, context)), reply_to=message)
+    # Flower notes to the microsecond when a reply is made, so how long the training took: it
+    # depends on the patients. What the request says is sent back instead.
+    reply.metadata.created_at = message.metadata.created_at
+    reply.metadata.ttl = message.metadata.ttl
+    return reply
 
 
 def _reply(message: Message, context: Context) -> Answer | Refusal:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -17,7 +17,7 @@ def log_to(path: Path, name: str) -> Iterator[logging.Logger]:
     """
     logger = logging.getLogger(name)
     path.touch(mode=0o600)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _QuietFileHandler(path, encoding="utf-8")
     formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
@@ -29,5 +29,17 @@ def log_to(path: Path, name: str) -> Iterator[logging.Logger]:
         yield logger
     finally:
         logger.removeHandler(handler)
-        handler.close()
         logger.propagate, logger.level = before
+        # What is still buffered may not fit on the disk; an answer does not fail for its log.
+        with suppress(OSError):
+            handler.close()
+
+
+class _QuietFileHandler(logging.FileHandler):
+    """A file handler that loses what it cannot write.
+
+    Python's own prints the record to the terminal instead, with all its arguments.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing."""

@@ -32,7 +32,7 @@ from fundusgen.data.intake import read_image_file
 from fundusgen.data.manifest import ImageRow
 from fundusgen.data.preparation import prepare_image
 from fundusgen.data.problems import RowProblem, refuse, write_problems
-from fundusgen.errors import DataError, ImageError, ManifestError
+from fundusgen.errors import ImageError, ManifestError, SiteError
 
 Progress = Callable[[int, int], None]
 
@@ -91,7 +91,7 @@ def framed_images(
 
     Raises:
         ManifestError: If no image can be used, or, with `strict`, if any cannot.
-        DataError: If files change while they are read, or the folder cannot be written.
+        SiteError: If files change while they are read, or the folder cannot be written.
     """
     if not rows:
         raise ManifestError(
@@ -115,7 +115,7 @@ def framed_images(
         else:
             os.utime(path)
     except OSError as error:
-        raise DataError(
+        raise SiteError(
             f"the cache in {cache_dir} cannot be used: {error.strerror}",
             expected="a folder with room for the framed images that this user may write",
             remedy="Free space, correct its permissions, or choose another folder",
@@ -226,8 +226,8 @@ def _prepare(task: tuple[Path, str, int]) -> Pixels | ImageError:
         return error
 
 
-def _changed() -> DataError:
-    return DataError(
+def _changed() -> SiteError:
+    return SiteError(
         "an image changed while the cache was being made",
         expected="images that stay as they are",
         remedy="Run again when the images are no longer being written",
@@ -242,7 +242,7 @@ def _result(
     repeats: Sequence[tuple[ImageRow, RowProblem]],
 ) -> FramedImages:
     if content is None:
-        raise DataError(
+        raise SiteError(
             f"the cache file {path.name} is damaged right after it was written",
             expected="the bytes that were written",
             remedy="Check the disk",

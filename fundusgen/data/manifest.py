@@ -5,19 +5,21 @@ its columns are `KNOWN_COLUMNS`, of which `file` and `patient_id` are needed. Co
 tab are accepted between cells (a spreadsheet in a European locale saves semicolons), as are a byte
 order mark and any line ending. The text must be UTF-8.
 
-A row that cannot be used becomes a `RowProblem`; a manifest that cannot be understood as a whole
-(no such file, another encoding, an unknown or missing column) is a `ManifestError`.
+A row that cannot be used becomes a `RowProblem`; a manifest that cannot be understood at all (no
+such file, UTF-16, an unknown or missing column) is a `ManifestError`.
 
 Guarantee: whether and how a row is used depends on that row and on rows of its own patient only,
-as differential privacy per patient demands of all preprocessing. What can only be decided over
-the whole file stops the reading instead. That includes a cell that goes on over a line break: a
-stray quote in one patient's row would else swallow the rows of others.
+as differential privacy per patient demands of all preprocessing. So every line is read by itself:
+a stray quote, or a byte in another encoding, in one patient's row neither swallows the rows of
+others nor stops the reading, which a server would be told of in one word. In return no cell goes on
+over a line break.
 """
 
+import codecs
 import csv
-import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +34,7 @@ from fundusgen.data.cells import (
     whole_number,
 )
 from fundusgen.data.duplicates import Repeats
-from fundusgen.data.header import KNOWN_COLUMNS, read_header
+from fundusgen.data.header import KNOWN_COLUMNS, Header, read_header
 from fundusgen.data.problems import RowProblem, refuse
 from fundusgen.errors import ManifestError
 from fundusgen.storage import replacing
@@ -173,9 +175,13 @@ def read_manifest(settings: ManifestSettings) -> ManifestReading:
     rows: list[ImageRow] = []
     problems: list[RowProblem] = []
     repeats = Repeats("is the same file as")
-    for line, cells in _records(settings):
+    header, lines = _lines(settings)
+    for line, content in enumerate(lines, start=2):
         try:
-            row = _image_row(line, cells, root, settings.one_image_per_patient)
+            cells = _cells(content, header)
+            if not any(cells):
+                continue
+            row = _image_row(line, cells, header, root, settings.one_image_per_patient)
         except _Unusable as unusable:
             problems.append(RowProblem(line, *unusable.parts))
             continue
@@ -223,50 +229,9 @@ class _Unusable(Exception):
         self.parts = (column, found, expected, remedy)
 
 
-def _records(settings: ManifestSettings) -> Iterator[tuple[int, dict[str, str] | list[str]]]:
-    """Yield each row's line and its cells by known column, or its bare cells if too many or few."""
-    text = _manifest_text(settings.manifest)
-    header = read_header(text, settings.manifest, settings.columns, settings.ignored_columns)
-    if "patient_id" not in header.columns and not settings.one_image_per_patient:
-        raise ManifestError(
-            f"{settings.manifest.name} has no column `patient_id`",
-            expected="a patient id in every row: the guarantee is given per patient",
-            remedy="Add the column or map it under `columns`; only if no patient has two "
-            "images, state `one_image_per_patient: true`",
-        )
-    # Strict: a quote that is never closed is an error, not a cell of all that follows.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=header.delimiter, strict=True)
-    try:
-        next(reader)
-        last_line = reader.line_num
-        for cells in reader:
-            if reader.line_num != last_line + 1:
-                raise ManifestError(
-                    f"a cell of {settings.manifest.name} goes on from line {last_line + 1} to "
-                    f"line {reader.line_num}",
-                    expected="one line for each row, or a stray quote could swallow rows",
-                    remedy="Remove the quote that is too much, or the line breaks in the cell",
-                )
-            last_line = reader.line_num
-            stripped = [cell.strip() for cell in cells]
-            if not any(stripped):
-                continue
-            if len(cells) != header.width:
-                yield reader.line_num, stripped
-                continue
-            yield (
-                reader.line_num,
-                {name: stripped[place] for name, place in header.columns.items()},
-            )
-    except csv.Error as error:
-        raise ManifestError(
-            f"line {reader.line_num} of {settings.manifest.name} is not CSV: {error}",
-            expected="cells with quotes in pairs",
-            remedy="Save the manifest again from a spreadsheet or a table library",
-        ) from error
-
-
-def _manifest_text(manifest: Path) -> str:
+def _lines(settings: ManifestSettings) -> tuple[Header, list[bytes]]:
+    """Read the header, and give the lines after it as they are."""
+    manifest = settings.manifest
     try:
         content = manifest.read_bytes()
     except OSError as error:
@@ -281,28 +246,54 @@ def _manifest_text(manifest: Path) -> str:
             expected="UTF-8 text",
             remedy="Save it again as `CSV UTF-8`",
         )
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+    first, *lines = re.split(rb"\r\n|\r|\n", content.removeprefix(codecs.BOM_UTF8))
+    text = first.decode("utf-8", "backslashreplace")
+    header = read_header(text, manifest, settings.columns, settings.ignored_columns)
+    if "patient_id" not in header.columns and not settings.one_image_per_patient:
         raise ManifestError(
-            f"line {line} of {manifest.name} holds the byte 0x{content[error.start]:02x}, "
-            "which is not UTF-8",
-            expected="UTF-8 text",
-            remedy="Save it again as `CSV UTF-8`",
+            f"{manifest.name} has no column `patient_id`",
+            expected="a patient id in every row: the guarantee is given per patient",
+            remedy="Add the column or map it under `columns`; only if no patient has two "
+            "images, state `one_image_per_patient: true`",
+        )
+    return header, lines
+
+
+def _cells(line: bytes, header: Header) -> list[str]:
+    """Part one line into its cells."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Unusable(
+            "file",
+            f"the byte 0x{line[error.start]:02x}, which is not UTF-8",
+            "UTF-8 text",
+            "Save the manifest again as `CSV UTF-8`",
         ) from error
+    try:
+        # Strict: a quote that is never closed is an error, and not a cell of all that follows.
+        (cells,) = csv.reader([text], delimiter=header.delimiter, strict=True) if text else ([],)
+    except csv.Error as error:
+        raise _Unusable(
+            "file",
+            f"a line that is not CSV: {error}",
+            "cells with quotes in pairs, and one line for each row",
+            "Remove the quote that is too much, or the line breaks in the cell",
+        ) from error
+    return [cell.strip() for cell in cells]
 
 
 def _image_row(
-    line: int, cells: dict[str, str] | list[str], root: Path, one_image_per_patient: bool
+    line: int, found: list[str], header: Header, root: Path, one_image_per_patient: bool
 ) -> ImageRow:
-    if isinstance(cells, list):
+    if len(found) != header.width:
         raise _Unusable(
             "file",
-            f"{len(cells)} cells",
+            f"{len(found)} cells",
             "as many cells as the header has columns",
             "Quote cells that hold a separator, and give empty cells their separators",
         )
+    cells = {name: found[place] for name, place in header.columns.items()}
     file = cells["file"]
     path = _path_within(root, file)
     # One file is one patient however it is spelt.

@@ -9,7 +9,9 @@ that the reply of an attempt that crashed can never stand in for the one that wa
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from fundusgen.errors import LedgerError
@@ -66,6 +68,33 @@ class Outbox:
                 remedy="Free space or repair the permissions; nothing was sent",
             ) from error
         return digest
+
+    def require_room(self, size: int) -> None:
+        """Make sure that a reply can be kept, before anything is spent on it.
+
+        Guarantee: returns only if the folder could be written and the disk had room just now.
+        Edge cases: leaves nothing behind; a crash in between leaves a part, which `sweep` removes.
+
+        Args:
+            size: Bytes of the reply, at least.
+
+        Raises:
+            LedgerError: The folder cannot be written, or the disk is full.
+        """
+        part = self.folder / f".{'0' * 8}.{'0' * 64}.{secrets.token_hex(6)}.tmp"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+            part.unlink()
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise LedgerError(
+                f"a reply could not be kept in the outbox: {error.strerror or error}",
+                expected=f"a writable folder with room for {size:,} bytes",
+                remedy="Free space or repair the permissions; nothing was spent",
+            ) from error
 
     def get(self, request_id: str, expected_digest: str) -> bytes | None:
         """Give the reply that was put under this request and digest.

@@ -23,10 +23,12 @@ from fundusgen.study import ModelKind, Study, describe
 class RefusalReason(StrEnum):
     """Everything a site ever says when it says no. No word depends on a patient's data.
 
-    Two words need care, since what is behind them happened with data in hand: `no-data` tells
-    that the manifest or all images of the site cannot be used, and `failed` that its machine is
-    broken. Neither depends on one patient more or less at a site with two usable patients, nor
-    on what a study asks for: a study of a condition that nobody has is answered with noise.
+    Three words need care, since what is behind them happened with data in hand: `no-data` tells
+    that the manifest cannot be read at all, or that no image of the site can be used;
+    `site-misconfigured` can also mean that its disk is full, or that an image was being written;
+    `failed` that its machine is broken. None depends on one patient more or less at a site with
+    two usable patients and room on its disk, nor on what a study asks for: a study of a condition
+    that nobody has is answered with noise. What is left is in the limits of the guarantee.
     """
 
     REQUEST_MALFORMED = "request-malformed"

@@ -370,7 +370,8 @@ patient added or removed with all their images.</p>
 <li>The patient is at one site. Where one is at several, the epsilons of these sites add up.</li>
 <li>The number of patients is as public as the site declares it{declared}.</li>
 <li>The code that answered is the one whose hash the ledger names, and does what it says.</li>
-<li>How long a round took, and that a site refused for want of usable data, are not covered.</li>
+<li>How long a round took, and that a site refused because no image of its could be used or its disk
+was full, are not covered.</li>
 <li>{_composition(audit)}</li>
 </ul>
 <h3>What a ledger cannot show by itself</h3>

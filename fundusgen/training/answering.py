@@ -53,7 +53,7 @@ from fundusgen.privacy.policy import (
     over_budget,
     require_allowed,
 )
-from fundusgen.privacy.receipts import Receipt
+from fundusgen.privacy.receipts import MAX_CHARACTERS, Receipt
 from fundusgen.privacy.remarks import note_policy, note_refusal, note_replay
 from fundusgen.site import SiteFolder, SiteSettings
 from fundusgen.study import Study, parse_study
@@ -113,7 +113,7 @@ def _recorded(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
     except FundusgenError as error:
         if isinstance(error, LedgerError) and not isinstance(error, RequestConflict):
             raise
-        # Other errors' sentences may hold the name of a file; the policy's never do.
+        # Other errors' sentences may hold the name of an image; the policy's never do.
         said = str(error) if isinstance(error, Refused | RequestConflict) else ""
         note_refusal(
             ledger,
@@ -148,6 +148,7 @@ def _answer(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
     _require_budget(ledger, asked, event)
     # All that can be wrong with the request or the data is found before anything is spent.
     prepared, fingerprint = _prepared(site, asked, event)
+    outbox.require_room(reply_bytes(asked.study) + MAX_CHARACTERS)
     reply, training_s = _spent(ledger, outbox, asked, event, prepared, fingerprint)
     log.info(
         "round %d of %s answered in %.2f s, %.2f s of it training: epsilon is %.3f of %.3f at "

@@ -14,7 +14,7 @@ from fundusgen.data.cache import clear_cache, framed_images
 from fundusgen.data.cachefile import write_cache
 from fundusgen.data.framing import frame_image
 from fundusgen.data.manifest import ImageRow
-from fundusgen.errors import DataError, ManifestError
+from fundusgen.errors import ManifestError, SiteError
 
 
 def row(folder: Path, name: str, content: bytes, line: int = 2) -> ImageRow:
@@ -245,7 +245,7 @@ def test_an_image_that_goes_while_the_cache_is_made_stops_it(
         return prepare(content, size_px)
 
     monkeypatch.setattr(cache, "prepare_image", removing)
-    with pytest.raises(DataError, match="changed while"):
+    with pytest.raises(SiteError, match="changed while"):
         framed_images(rows, 32, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("framed-*"))
 
@@ -261,7 +261,7 @@ def test_a_site_without_any_usable_image_is_an_error(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(DataError, match="cannot be used"):
+    with pytest.raises(SiteError, match="cannot be used"):
         framed_images(rows_of(tmp_path / "site"), 32, tmp_path / "cache")
 
 

@@ -137,20 +137,32 @@ def test_a_file_that_is_its_own_patient_is_one_patient_however_it_is_spelt(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("row", "words"),
     [
-        ('file,patient_id\n"a.jpg,1\nb.jpg,2\n', "not CSV"),
-        ('file,patient_id\n"a.jpg,1\nb.jpg",2\n', "line 2 to line 3"),
-        ('file,patient_id\na.jpg,1\n\n"b.jpg\r",2\n', "line 4 to line 5"),
-        ('file,patient_id\n"a".jpg,1\nb.jpg,2\n', "not CSV"),
+        (b'"a.jpg,1', "not CSV"),
+        (b'"a.jpg,1\nb.jpg",2', "not CSV"),
+        (b'"a.jpg\r",1', "not CSV"),
+        (b'"a".jpg,1', "not CSV"),
+        (b'"' + b"a" * 140_000 + b'",1', "not CSV"),
+        (b"M\xfcller.jpg,1", "0xfc, which is not UTF-8"),
     ],
-    ids=["never closed", "closed in another row", "carriage return", "text after a quote"],
+    ids=[
+        "never closed",
+        "closed in another row",
+        "carriage return",
+        "text after a quote",
+        "a cell without end",
+        "another encoding",
+    ],
 )
-def test_a_stray_quote_stops_the_reading_instead_of_swallowing_rows(
-    tmp_path: Path, content: str, words: str
+def test_a_row_that_cannot_be_read_takes_nobody_elses_rows_with_it(
+    tmp_path: Path, row: bytes, words: str
 ) -> None:
-    with pytest.raises(ManifestError, match=words):
-        read_manifest(site(tmp_path, content))
+    content = b"file,patient_id\nb.jpg,2\n" + row + b"\nc.jpg,3\n"
+    reading = read_manifest(site(tmp_path, content, "b.jpg", "c.jpg"))
+    assert [(row.file, row.patient_id) for row in reading.rows] == [("b.jpg", "2"), ("c.jpg", "3")]
+    assert words in str(reading.problems[0])
+    assert reading.problems[0].line == 3
 
 
 def test_grades_that_a_table_library_saved_as_fractions_are_read(tmp_path: Path) -> None:
@@ -184,8 +196,7 @@ def test_strict_reading_stops_with_the_first_problems_and_their_number(tmp_path:
         (b"patient_id,eye\n1,L\n", ["no column `file`"]),
         (b"file,patient_id,file\na.jpg,1,b.jpg\n", ["twice"]),
         ("file,patient_id\n".encode("utf-16"), ["UTF-16", "CSV UTF-8"]),
-        (b"file,patient_id\na.jpg,1\nM\xfcller.jpg,2\n", ["line 3", "0xfc"]),
-        (b'file,patient_id\n"' + b"a" * 140_000 + b'",1\n', ["not CSV"]),
+        (b"file,M\xfcller\na.jpg,1\n", ["unknown column", "xfc"]),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_an_error(
