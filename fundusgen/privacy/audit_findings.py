@@ -126,7 +126,8 @@ _MEANINGS: dict[str, tuple[Area, bool, str]] = {
     "signature-wrong": (
         "signatures", True,
         "The receipt was changed after it was signed, or was signed by somebody else. It proves "
-        "nothing, and is left out of the comparison.",
+        "nothing, and is left out of the comparison. If the site has changed its key since, give "
+        "the earlier node.pub with --key as well.",
     ),
     "epsilon-wrong": (
         "signatures", True,
@@ -149,7 +150,8 @@ _MEANINGS: dict[str, tuple[Area, bool, str]] = {
     "release-unknown": (
         "receipts", True,
         "The site has signed and sent answers that this ledger does not know: an older copy of "
-        "it was put back, or entries were cut off at the end. The total shown here lacks them.",
+        "it was put back, or entries were cut off at the end. The total shown here lacks them. "
+        "(Or the copy that was audited is older than the receipts: then copy it again.)",
     ),
     "receipt-contradicts": (
         "receipts", True,
@@ -169,8 +171,8 @@ _MEANINGS: dict[str, tuple[Area, bool, str]] = {
     "receipt-missing": (
         "receipts", True,
         "The ledger says that this answer was sent, and it is counted. But the receipts that were "
-        "given lack it: the reply was lost or came too late, or the receipt was deleted since. "
-        "The ledger's entry is then the only witness.",
+        "given lack it: the reply was lost or came too late, the receipt was deleted since, or "
+        "the copy of the receipts is older. The ledger's entry is then the only witness.",
     ),
     "receipts-not-given": (
         "receipts", False,
