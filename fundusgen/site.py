@@ -44,7 +44,7 @@ class SiteData(BaseModel):
     columns: dict[str, str] = {}
     ignored_columns: tuple[str, ...] = ()
     one_image_per_patient: bool = False
-    declared_patients: Annotated[int, Field(ge=1)]
+    declared_patients: Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class SiteSettings(BaseModel):
@@ -65,7 +65,7 @@ class SiteSettings(BaseModel):
     name: Name
     data: SiteData
     device: str = "auto"
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     batch_patients: Annotated[int, Field(ge=1, le=4096)] = 32
 
 

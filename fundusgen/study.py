@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fundusgen.errors import StudyError
 from fundusgen.settings_file import dump_settings, read_settings
@@ -196,6 +196,13 @@ def _spelled_out(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "model": {"kind": model}} if isinstance(model, str) else content
 
 
+def _whole(value: object) -> object:
+    """Refuse 64.0, which pydantic takes for the literal 64."""
+    if type(value) is not int:
+        raise ValueError("input should be a whole number")
+    return value
+
+
 class Study(Settings):
     """One federated job.
 
@@ -209,7 +216,7 @@ class Study(Settings):
     study_id: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1)]
-    image_size: Literal[32, 64, 128, 256] = 64
+    image_size: Annotated[Literal[32, 64, 128, 256], BeforeValidator(_whole)] = 64
     model: ModelSettings = ModelSettings()
     stages: StageSettings = StageSettings()
     privacy: PrivacySettings

@@ -114,7 +114,7 @@ class Policy(BaseModel):
     model_config = _STRICT
 
     max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    delta: Annotated[float, Field(gt=0, le=1e-2)]
+    delta: Annotated[float, Field(ge=1e-12, le=1e-2)]
     composition: Literal["fixed", "adaptive"] = "fixed"
     studies: tuple[Digest, ...] = ()
     code: tuple[Digest, ...] | Literal["any"] = ()

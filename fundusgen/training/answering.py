@@ -467,7 +467,8 @@ def prepare_device(settings: SiteSettings) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(settings.device)
-        torch.empty(1, device=device)
+        # What only pretends to compute (`meta`) fails here, and not after the reservation.
+        torch.ones(1, device=device).item()
     # Torch without CUDA says so by an assertion.
     except (RuntimeError, AssertionError) as error:
         raise SiteError(

@@ -400,8 +400,9 @@ def test_a_mechanism_that_cannot_be_built_costs_nothing(site, changes, word) -> 
     assert rows(site) == ()
 
 
-def test_a_device_that_is_not_there_costs_nothing(site) -> None:
-    settings = site.settings().model_copy(update={"device": "cuda:77"})
+@pytest.mark.parametrize("device", ["cuda:77", "meta", "no device"])
+def test_a_device_that_cannot_compute_costs_nothing(site, device: str) -> None:
+    settings = site.settings().model_copy(update={"device": device})
     site.write(settings, site.policy())
     assert refused(site, request_for(small_study())) is RefusalReason.SITE_MISCONFIGURED
     assert rows(site) == ()
