@@ -52,7 +52,7 @@ class ModelSettings(Settings):
     latent: Annotated[int, Field(ge=2, le=1024)] = 32
     pixel_std: PositiveFloat = 0.15
     beta: PositiveFloat = 1.0
-    private: tuple[str, ...] = ("*",)
+    private: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$")], ...] = ("*",)
 
 
 class DPSGDStage(Settings):

@@ -230,6 +230,10 @@ class StudyStrategy(Strategy):
                     self._names[node_id] = reply.receipt.site
             except (FederationError, ReceiptError) as error:
                 left_out.append(_entry_of(node, "dropped", str(error)))
+            except Exception:
+                # Whatever a site sends, it ends nobody's run but its own part in it.
+                log.exception("the reply of %s could not be checked", node)
+                left_out.append(_entry_of(node, "dropped", "the reply could not be checked"))
         kept = sorted(accepted.values(), key=lambda reply: reply.receipt.site)
         # Weighed as they enter the average: the noise of a small site is long, and its share small.
         far = outliers(

@@ -29,6 +29,8 @@ from fundusgen.site import SiteFolder
 audit_app = typer.Typer(help="Check what can be checked without trust.", no_args_is_help=True)
 FOUND = 2
 _SHOWN = 20
+# A ledger that grows while it is read is read again, so often.
+_READINGS = 5
 _LEDGER = "ledger.db"
 
 
@@ -67,30 +69,20 @@ def ledger(
 ) -> None:
     """Check a ledger against itself, its receipts and its policy.
 
-    Works offline and changes nothing: give it a copy of ledger.db with ledger.db.head. Writes
-    audit.html, to read, and audit.json, for programs.
+    Works offline and changes nothing: give it the site folder, or a copy of ledger.db with
+    ledger.db.head and, where there is one, ledger.db-wal. Writes audit.html, to read, and
+    audit.json, for programs.
 
     Exit status: 0 only if all that was checked holds, 2 if there are findings, 1 if nothing could
     be checked.
     """
     file = path / _LEDGER if path.is_dir() else path
-    found = _ledger_at(file)
-    all_receipts, unreadable, studies, key_folders = _all_receipts(receipts)
-    name = site or _site_name(file, found, all_receipts or [])
-    evidence = Evidence(
-        receipts=None
-        if all_receipts is None
-        else tuple(receipt for receipt in all_receipts if receipt.site == name),
-        unreadable=tuple(
-            (f"{where.parent.name}/{where.name}", why)
-            for where, why in unreadable
-            if where.parent.name == name or len({r.site for r in all_receipts or []}) < 2
-        ),
-        studies=studies,
-        keys=tuple(_keys(key, file, key_folders, name)),
-        replies=_replies(file),
-        policy=_policy(policy, file),
-    )
+    for _ in range(_READINGS):
+        found = _ledger_at(file)
+        name, evidence = _evidence(file, found, receipts, policy, key, site)
+        # What a client has written meanwhile would be in the one and not in the other.
+        if _ledger_at(file).last_digest == found.last_digest:
+            break
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("ledger", total=1.0)
         made = audit_ledger(
@@ -111,6 +103,35 @@ def ledger(
     _print(made, out, Console(highlight=False))
     if not made.holds:
         raise typer.Exit(FOUND)
+
+
+def _evidence(
+    file: Path,
+    ledger: Salvage,
+    receipts: list[Path] | None,
+    policy: Path | None,
+    key: list[Path] | None,
+    site: str | None,
+) -> tuple[str, Evidence]:
+    """The site's name, and everything that its ledger is held against."""
+    all_receipts, unreadable, studies, key_folders = _all_receipts(receipts)
+    name = site or _site_name(file, ledger, all_receipts or [])
+    own = None
+    if all_receipts is not None:
+        own = tuple(receipt for receipt in all_receipts if receipt.site == name)
+    several = len({receipt.site for receipt in all_receipts or []}) > 1
+    return name, Evidence(
+        receipts=own,
+        unreadable=tuple(
+            (f"{where.parent.name}/{where.name}", why)
+            for where, why in unreadable
+            if where.parent.name == name or not several
+        ),
+        studies=studies,
+        keys=tuple(_keys(key, file, key_folders, name)),
+        replies=_replies(file),
+        policy=_policy(policy, file),
+    )
 
 
 def _ledger_at(file: Path) -> Salvage:
@@ -203,17 +224,17 @@ def _print(audit: Audit, out: Path, console: Console) -> None:
     )
     checks = Table.grid(padding=(0, 2))
     for check in audit.checks:
-        if check.not_checked:
-            checks.add_row("[yellow]not checked[/]", escape(f"{check.claim} ({check.not_checked})"))
-        elif check.holds:
-            checks.add_row("[green]holds[/]", escape(check.claim))
-        else:
+        if check.faults:
             checks.add_row("[red]NOT SO[/]", escape(check.claim))
+        elif check.not_checked:
+            checks.add_row("[yellow]not checked[/]", escape(f"{check.claim} ({check.not_checked})"))
+        else:
+            checks.add_row("[green]holds[/]", escape(check.claim))
     console.print(checks)
     for found in audit.faults[:_SHOWN]:
         console.print()
         console.print(escape(_sentence(found.found)), style="red")
-        console.print(escape(f"Expected: {found.expected.rstrip('.')}."))
+        console.print(escape(_sentence(f"Expected: {found.expected.rstrip('.')}")))
         console.print(escape(found.meaning))
     if len(audit.faults) > _SHOWN:
         console.print(f"\nand {len(audit.faults) - _SHOWN} more, on the page")
@@ -228,4 +249,6 @@ def _many(number: int, thing: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+    """As a sentence for a terminal; what it must not obey is shown as a question mark."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"{shown[:1].upper()}{shown[1:]}" + ("" if shown.endswith(".") else ".")

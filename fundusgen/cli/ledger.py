@@ -1,5 +1,6 @@
 """`fundusgen site ledger repair`: a person decides about a damaged ledger."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +62,14 @@ def repair(
             "budget.",
         ),
     ] = False,
+    cap_then: Annotated[
+        float | None,
+        typer.Option(
+            metavar="EPSILON",
+            help="The largest max_epsilon that this site's policy ever had, if it was lowered "
+            "since: what may be missing counts as that much.",
+        ),
+    ] = None,
     reason: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What happened, for the ledger.")
     ] = None,
@@ -92,7 +101,7 @@ def repair(
             site.ledger_file,
             known,
             replies,
-            max_epsilon=policy.max_epsilon,
+            max_epsilon=max(policy.max_epsilon, _cap(cap_then)),
             delta=policy.delta,
             nothing_else_was_sent=nothing_else_was_sent,
         )
@@ -106,6 +115,14 @@ def repair(
     console.print(f"\nThe ledger of {name} is whole again. The old one is kept in")
     console.print(f"  {kept}")
     console.print("Look at it with: fundusgen audit ledger DIR --receipts RUN/receipts --out OUT")
+
+
+def _cap(value: float | None) -> float:
+    if value is None:
+        return 0.0
+    if not 0 < value < math.inf:
+        raise SiteError(f"--cap-then is {value}", expected="a number above 0")
+    return value
 
 
 def _receipts(
@@ -158,9 +175,10 @@ def _print_plan(name: str, plan: RepairPlan, policy: Policy, console: Console) -
         for line in plan.untold:
             console.print(escape(f"  - {line}"))
         console.print(
-            f"  So epsilon {policy.max_epsilon:g}, the whole budget, is counted on top. If you are "
-            "sure that nothing else was sent, because you have given the receipts of every server, "
-            "run this again with --nothing-else-was-sent.",
+            f"  So epsilon {plan.budget:.4g}, the whole budget, is counted on top. If the cap was "
+            "ever higher, give it with --cap-then. If you are sure that nothing else was sent, "
+            "because you have given the receipts of every server, and no reply of this site came "
+            "too late for one, run this again with --nothing-else-was-sent.",
             style="yellow",
         )
     if new >= policy.max_epsilon:

@@ -133,7 +133,8 @@ def unpack_arrays(record: object) -> Weights:
     for name, array in record.items():
         try:
             values = array.numpy()
-        except (TypeError, ValueError, OSError, EOFError) as error:
+        # A header can promise more than there is memory for.
+        except (TypeError, ValueError, OSError, EOFError, MemoryError) as error:
             raise FederationError(f"array '{name}' cannot be read") from error
         if values.dtype != np.float32:
             raise FederationError(f"array '{name}' is {values.dtype}", expected="float32")

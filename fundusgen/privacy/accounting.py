@@ -62,6 +62,31 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     return _epsilon(compose(events), float(delta))
 
 
+def epsilon_prv(events: Iterable[Event], delta: float) -> float | None:
+    """Give the total epsilon by PRV alone, where it can be computed soundly.
+
+    Guarantee: an upper bound: estimate plus error, the larger of both directions; of a history
+    with more than `MAX_MECHANISMS` different mechanisms, of one rounded towards less privacy.
+    Edge cases: None for a history of plain Gaussians alone, which needs no PRV, and where the
+    numbers leave what PRV can compute (`prv_epsilon`).
+
+    Raises:
+        AccountingError: delta is outside (0, 1).
+    """
+    require_delta(delta)
+    composition = compose(events)
+    return _prv(composition, float(delta)) if composition.subsampled else None
+
+
+def is_coarsened(events: Iterable[Event]) -> bool:
+    """Say whether PRV and PLD round this history to fewer mechanisms, towards less privacy.
+
+    Guarantee: false only if both compose every mechanism as it is.
+    Edge cases: plain Gaussians are merged exactly and do not count.
+    """
+    return len(compose(events).subsampled) > MAX_MECHANISMS
+
+
 def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
     """Give the total epsilon by Renyi DP alone: the looser upper check.
 
@@ -203,8 +228,7 @@ def _epsilon(composition: Composition, delta: float) -> float:
     if not composition.subsampled:
         return full_batch
     bound = min(full_batch, rdp_epsilon(composition, delta))
-    few = coarsened(composition, MAX_MECHANISMS)
-    tight = prv_epsilon(few, delta, min(0.01, max(2e-4, 0.002 * bound)))
+    tight = _prv(composition, delta)
     # No composition costs less than its dearest part: a value below it is a numerical failure.
     least = max(step_epsilon(noise, rate, delta) for noise, rate, _ in composition.subsampled)
     least = max(least, gaussian_epsilon(composition.gaussian_mu, delta)) * (1 - 1e-6)
@@ -216,6 +240,14 @@ def _epsilon(composition: Composition, delta: float) -> float:
             remedy="Please report this history: it is a fault in the accounting",
         )
     return bound
+
+
+@lru_cache(maxsize=4096)
+def _prv(composition: Composition, delta: float) -> float | None:
+    full_batch = gaussian_epsilon(full_batch_mu(composition), delta)
+    bound = min(full_batch, rdp_epsilon(composition, delta))
+    few = coarsened(composition, MAX_MECHANISMS)
+    return prv_epsilon(few, delta, min(0.01, max(2e-4, 0.002 * bound)))
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,13 @@ from itertools import pairwise
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fundusgen.privacy.accounting import epsilon, epsilon_pld, epsilon_rdp
+from fundusgen.privacy.accounting import (
+    epsilon,
+    epsilon_pld,
+    epsilon_prv,
+    epsilon_rdp,
+    is_coarsened,
+)
 from fundusgen.privacy.audit_findings import Check, Finding, finding
 from fundusgen.privacy.audit_policy import PolicyPeriod, audit_policy, policy_periods
 from fundusgen.privacy.audit_receipts import audit_outbox, audit_receipts, sift_signed
@@ -31,8 +37,9 @@ from fundusgen.privacy.privacy_filter import filter_epsilon
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.privacy.reconciliation import COUNTED, Reconciliation, reconcile
 
-# Accountants bound the same number from above; PRV and PLD agree to about 0.01.
-_AGREEMENT = 0.02
+# PRV and PLD bound the same number from above and agree to about 0.01; above an epsilon of 50, PLD
+# is computed on a coarser mesh.
+_AGREEMENT, _MAX_COMPARED = 0.02, 50.0
 # A plot needs no more; each point is an epsilon of its own to compute.
 _MAX_POINTS = 80
 
@@ -105,17 +112,21 @@ class Totals:
     """The total by each accountant, at the audit's delta.
 
     Attributes:
-        used: What the site's policy counts with: the smallest of the sound bounds, or the filter.
-        tightest: The smallest of the sound bounds, PRV first (`accounting.epsilon`).
+        used: What the site's policy counts with: `tightest`, or the filter.
+        tightest: The smallest of PRV, Renyi DP and the exact Gaussian (`accounting.epsilon`).
+        prv: By PRV; None where it is not needed or cannot be computed soundly.
         pld: By Google's dp-accounting.
         rdp: By Renyi DP.
+        coarsened: Whether PRV and PLD rounded the history to fewer mechanisms, upwards.
         filter: By the privacy filter; None where the policy does not count with it.
     """
 
     used: float
     tightest: float
+    prv: float | None
     pld: float
     rdp: float
+    coarsened: bool
     filter: float | None = None
 
 
@@ -202,19 +213,23 @@ def audit_ledger(
     findings = [_of_flaw(flaw, ledger) for flaw in ledger.flaws]
     findings += _states(ledger) + _clock(ledger)
     reconciled = None
-    if evidence.receipts is not None:
+    if evidence.replies is not None:
+        findings += audit_outbox(ledger, evidence.replies)
+    own = _own_receipts(ledger, evidence)
+    if evidence.receipts is not None or own:
         signed, unsigned = _signed(evidence)
         findings += unsigned
-        reconciled = reconcile(ledger, signed)
+        given = {receipt.digest: receipt for receipt in signed}
+        receipts = tuple({**own, **given}.values())
+        reconciled = reconcile(ledger, receipts)
         findings += audit_receipts(
             ledger,
             reconciled,
-            signed,
+            receipts,
+            given=None if evidence.receipts is None else frozenset(given),
             studies=evidence.studies,
             progress=lambda share: progress("receipts", share),
         )
-    if evidence.replies is not None:
-        findings += audit_outbox(ledger, evidence.replies)
     progress("policy", 0.0)
     findings += audit_policy(ledger, periods, evidence.policy)
     totals, points = _totals(ledger, policy, at), _points(ledger, at, progress)
@@ -229,7 +244,7 @@ def audit_ledger(
         policy=policy,
         periods=periods,
         totals=totals,
-        studies=_studies(ledger, reconciled, at),
+        studies=_studies(ledger, reconciled, evidence, at),
         points=points,
         story=tell(ledger, periods, lambda event_id: _until(ledger, event_id, at)),
         findings=ordered,
@@ -283,6 +298,15 @@ def _signed(evidence: Evidence) -> tuple[Sequence[Receipt], list[Finding]]:
         for receipt in others
     ]
     return signed, found
+
+
+def _own_receipts(ledger: Salvage, evidence: Evidence) -> dict[str, Receipt]:
+    """Signed receipts of the replies that the ledger has committed, from the site's own outbox."""
+    committed = {(row.request_id, row.payload_digest) for row in ledger.rows if row.answered}
+    replies = evidence.replies or {}
+    found = [receipt for key, receipt in replies.items() if receipt and key in committed]
+    signed, _ = sift_signed(found, evidence.keys)
+    return {receipt.digest: receipt for receipt in signed}
 
 
 def _states(ledger: Salvage) -> list[Finding]:
@@ -341,6 +365,8 @@ def _totals(ledger: Salvage, policy: Policy | None, delta: float) -> Totals:
     return Totals(
         used=tightest if by_filter is None else by_filter,
         tightest=tightest,
+        prv=epsilon_prv(events, delta),
+        coarsened=is_coarsened(events),
         pld=epsilon_pld(events, delta),
         rdp=epsilon_rdp(events, delta),
         filter=by_filter,
@@ -348,16 +374,17 @@ def _totals(ledger: Salvage, policy: Policy | None, delta: float) -> Totals:
 
 
 def _accountants(totals: Totals) -> list[Finding]:
-    """Hold the bounds against each other: they are of the same number."""
+    """Hold PRV and PLD against each other, where both are computed of the same history."""
     allowed = _AGREEMENT + 0.01 * totals.pld
-    if abs(totals.tightest - min(totals.pld, totals.rdp)) <= allowed:
+    if totals.prv is None or totals.pld > _MAX_COMPARED:
+        return []
+    if abs(totals.prv - totals.pld) <= allowed:
         return []
     return [
         finding(
             "accountants-differ",
-            f"epsilon is {totals.tightest:.3f} by PRV, {totals.pld:.3f} by PLD and "
-            f"{totals.rdp:.3f} by Renyi DP",
-            f"PRV and PLD within {allowed:.3f} of each other",
+            f"epsilon is {totals.prv:.3f} by PRV and {totals.pld:.3f} by PLD",
+            f"numbers within {allowed:.3f} of each other",
         )
     ]
 
@@ -394,8 +421,9 @@ def _until(ledger: Salvage, event_id: int, delta: float) -> float:
 
 
 def _studies(
-    ledger: Salvage, receipts: Reconciliation | None, delta: float
+    ledger: Salvage, receipts: Reconciliation | None, evidence: Evidence, delta: float
 ) -> tuple[StudyShare, ...]:
+    given = {receipt.digest for receipt in evidence.receipts or ()}
     hashes = dict.fromkeys(row.study_hash for row in ledger.rows)
     shares = []
     for study_hash in hashes:
@@ -403,7 +431,11 @@ def _studies(
         events = merged(
             event for row in rows for event in ledger.counted.get(row.event_id, (row.event,))
         )
-        known = {row.event_id for _, row in receipts.known} if receipts else set()
+        known = {
+            row.event_id
+            for receipt, row in (receipts.known if receipts else ())
+            if receipt.digest in given
+        }
         shares.append(
             StudyShare(
                 study_id=rows[-1].study_id,
@@ -411,7 +443,9 @@ def _studies(
                 rows=rows,
                 events=events,
                 epsilon_alone=epsilon(events, delta),
-                receipts=sum(row.event_id in known for row in rows) if receipts else None,
+                receipts=None
+                if evidence.receipts is None
+                else sum(row.event_id in known for row in rows),
             )
         )
     return tuple(shares)

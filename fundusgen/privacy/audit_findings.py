@@ -15,7 +15,7 @@ AREA_CLAIMS: dict[Area, str] = {
     "release without its receipt.",
     "policy": "Every event was allowed by the policy of its time, and within its cap.",
     "outbox": "The outbox holds no reply that the ledger does not know.",
-    "accountants": "Independent accountants agree on the total.",
+    "accountants": "PRV and Google's PLD agree on the total.",
 }
 
 # Code of a finding: area, whether it must not be, and what it means.
@@ -65,7 +65,8 @@ _MEANINGS: dict[str, tuple[Area, bool, str]] = {
     "entries-lost": (
         "end", True,
         "Entries at the end were deleted, or an older copy of the ledger was put back. Whatever "
-        "they counted is missing from the total shown here.",
+        "they counted is missing from the total shown here. (Or ledger.db was copied without "
+        "ledger.db-wal, which holds the last entries while a client works or after it was killed.)",
     ),
     "entries-missing": (
         "chain", True,
@@ -174,6 +175,11 @@ _MEANINGS: dict[str, tuple[Area, bool, str]] = {
         "given lack it: the reply was lost or came too late, the receipt was deleted since, or "
         "the copy of the receipts is older. The ledger's entry is then the only witness.",
     ),
+    "receipt-not-kept": (
+        "receipts", False,
+        "The receipts that were given lack it, and the site's outbox has it, signed: the reply was "
+        "lost or came too late, or the server's copy was deleted since.",
+    ),
     "receipts-not-given": (
         "receipts", False,
         "These answers went to a server whose receipts were not given. They are counted, but "
@@ -183,6 +189,11 @@ _MEANINGS: dict[str, tuple[Area, bool, str]] = {
         "outbox", True,
         "A reply was made of which the ledger knows nothing: the ledger is an older copy, or "
         "entries were deleted. Whether it was sent cannot be told.",
+    ),
+    "reply-contradicts": (
+        "outbox", True,
+        "The outbox keeps an answer with the bytes that the ledger names, and the receipt in it is "
+        "another one: the ledger was changed.",
     ),
     "reply-missing": (
         "outbox", False,
@@ -195,6 +206,20 @@ _MEANINGS: dict[str, tuple[Area, bool, str]] = {
     "policy-unreadable": (
         "policy", True,
         "What this policy allowed cannot be checked with this version of fundusgen.",
+    ),
+    "policy-altered": (
+        "policy", True,
+        "Somebody has edited the text of the policy in the ledger. Events and receipts name it by "
+        "its hash, so what it really allowed is not known from here.",
+    ),
+    "policy-not-current": (
+        "policy", True,
+        "The client notes a policy before it answers under it. Either the entry was changed, or "
+        "another program than fundusgen has answered under a policy that held no more.",
+    ),
+    "repair-unknown": (
+        "policy", True,
+        "Events that a repair adds are not held against a policy. This one pretends to be one.",
     ),
     "policy-not-held": (
         "policy", True,

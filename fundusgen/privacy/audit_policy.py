@@ -1,5 +1,6 @@
 """The part of an audit that holds every event against the policy of its time."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from fundusgen.errors import SiteError
 from fundusgen.privacy.audit_findings import Finding, finding
 from fundusgen.privacy.events import merged
-from fundusgen.privacy.ledger_rows import LedgerRow, Remark
+from fundusgen.privacy.ledger_rows import LedgerRow, Remark, canonical_json
 from fundusgen.privacy.ledger_salvage import Salvage
 from fundusgen.privacy.policy import Policy, parse_policy
 from fundusgen.privacy.reconciliation import of_repair
@@ -25,6 +26,7 @@ class PolicyPeriod:
         at: When that was written.
         policy_hash: Its hash.
         policy: What it allowed; None if this version of fundusgen cannot read it.
+        altered: Whether its text is not the one that its hash names.
         changes: What is different from the policy before, in words.
     """
 
@@ -32,6 +34,7 @@ class PolicyPeriod:
     at: str
     policy_hash: str
     policy: Policy | None
+    altered: bool
     changes: tuple[str, ...]
 
 
@@ -52,10 +55,16 @@ def policy_periods(ledger: Salvage) -> tuple[PolicyPeriod, ...]:
                 at=remark.written_at,
                 policy_hash=remark.policy_hash,
                 policy=policy,
+                altered=_hash(remark) != remark.policy_hash,
                 changes=tuple(_changes(before, policy)),
             )
         )
     return tuple(periods)
+
+
+def _hash(remark: Remark) -> str:
+    """Hash of a policy's text as it stands; not of what this version reads in it."""
+    return hashlib.sha256(canonical_json(dict(remark.note)).encode()).hexdigest()
 
 
 def audit_policy(
@@ -83,6 +92,18 @@ def audit_policy(
         for period in periods
         if period.policy is None
     ]
+    found += [
+        finding(
+            "policy-altered",
+            f"the policy that entry {period.sequence} holds is not the one that its hash names",
+            f"a policy with the hash {period.policy_hash[:16]}...",
+            entry=period.sequence,
+            at=period.at,
+        )
+        for period in periods
+        if period.altered
+    ]
+    found += _strays(ledger)
     rows = [row for row in ledger.rows if not of_repair(row)]
     known = {period.policy_hash: period.policy for period in periods}
     for row in rows:
@@ -96,13 +117,52 @@ def audit_policy(
                     at=row.reserved_at,
                 )
             )
-        elif (policy := known[row.policy_hash]) is not None:
+            continue
+        current = [period for period in periods if period.sequence < row.event_id]
+        if not current or current[-1].policy_hash != row.policy_hash:
+            found.append(
+                finding(
+                    "policy-not-current",
+                    f"event {row.event_id} was made under policy {row.policy_hash[:12]}, which "
+                    "was not the last one noted before it",
+                    "the policy that held then",
+                    entry=row.event_id,
+                    at=row.reserved_at,
+                )
+            )
+        if (policy := known[row.policy_hash]) is not None:
             found += _not_held(row, policy)
     found += _caps(ledger, rows, known)
     found += _approvals(ledger, rows, periods)
     found += _data(rows)
     found += [_repair(remark) for remark in ledger.remarks if remark.kind == "repaired"]
     return found + _now(ledger, periods, now)
+
+
+def _strays(ledger: Salvage) -> list[Finding]:
+    """Events that say they are of a repair, and that no repair names."""
+    named = {
+        number
+        for remark in ledger.remarks
+        if remark.kind == "repaired"
+        for number in _listed(remark.note.get("events"))
+        if number < remark.sequence
+    }
+    return [
+        finding(
+            "repair-unknown",
+            f"event {row.event_id} says that a repair wrote it, and none names it",
+            "a repair after it that names it",
+            entry=row.event_id,
+            at=row.reserved_at,
+        )
+        for row in ledger.rows
+        if of_repair(row) and row.event_id not in named
+    ]
+
+
+def _listed(value: object) -> list[int]:
+    return [number for number in value if type(number) is int] if isinstance(value, list) else []
 
 
 def _not_held(row: LedgerRow, policy: Policy) -> list[Finding]:
@@ -272,7 +332,11 @@ def _data(rows: Iterable[LedgerRow]) -> list[Finding]:
 
 def _repair(remark: Remark) -> Finding:
     note = remark.note
-    added = len(note.get("forgotten", ())) + len(note.get("assumed", ()))
+    added = sum(
+        len(events)
+        for events in (note.get("forgotten"), note.get("assumed"))
+        if isinstance(events, list)
+    )
     return finding(
         "repaired",
         f"{note.get('by', 'somebody')} repaired the ledger: {note.get('reason', 'no reason given')}"

@@ -53,6 +53,7 @@ def audit_receipts(
     reconciled: Reconciliation,
     receipts: Sequence[Receipt],
     *,
+    given: frozenset[str] | None,
     studies: frozenset[str],
     progress: Callable[[float], None],
 ) -> list[Finding]:
@@ -66,7 +67,8 @@ def audit_receipts(
     Args:
         ledger: The ledger.
         reconciled: The same receipts, reconciled with it.
-        receipts: Of this site, signatures checked.
+        receipts: Of this site, signatures checked; those of its own outbox with them.
+        given: Digests of those that servers keep; None where none were given.
         studies: Hashes of further studies whose receipts should be complete.
         progress: Told the share that is done.
     """
@@ -75,13 +77,17 @@ def audit_receipts(
     for place, receipt in enumerate(ordered):
         progress(place / len(ordered))
         found += _epsilon(receipt)
+    settled = _settled(ledger, reconciled)
     for last, receipt in pairwise(ordered):
-        found += _follows(last, receipt)
+        if not {last.digest, receipt.digest} <= settled:
+            found += _follows(last, receipt)
     for receipt, row in reconciled.known:
         found += _against_row(ledger, receipt, row)
     found += _not_in_ledger(reconciled)
-    covered = studies | {receipt.study_hash for receipt in receipts}
-    return found + _not_in_receipts(ledger, reconciled, covered)
+    if given is None:
+        return found
+    covered = studies | {receipt.study_hash for receipt in receipts if receipt.digest in given}
+    return found + _not_in_receipts(ledger, reconciled, given, covered)
 
 
 def audit_outbox(
@@ -107,20 +113,42 @@ def audit_outbox(
         for (request_id, _), receipt in sorted(replies.items(), key=lambda item: item[0])
         if request_id not in requests
     ]
-    found += [
-        finding(
-            "reply-missing",
-            f"the answer to round {row.round_number} of study {row.study_id} is not in the outbox",
-            "the bytes that were released",
-            entry=row.event_id,
-            at=row.committed_at,
-        )
-        for row in ledger.rows
-        if row.answered
-        and not of_repair(row)
-        and (row.request_id, row.payload_digest) not in replies
-    ]
+    for row in ledger.rows:
+        if not row.answered or of_repair(row):
+            continue
+        kept = replies.get((row.request_id, row.payload_digest))
+        place = {"entry": row.event_id, "at": row.committed_at}
+        answer = f"the answer to round {row.round_number} of study {row.study_id}"
+        if kept is None:
+            found.append(
+                finding(
+                    "reply-missing",
+                    f"{answer} is not in the outbox, or is damaged there",
+                    "the bytes that were released",
+                    **place,  # type: ignore[arg-type]
+                )
+            )
+        elif kept.digest != row.receipt_digest:
+            found.append(
+                finding(
+                    "reply-contradicts",
+                    f"{answer} carries receipt {kept.sequence}, which is not the one that event "
+                    f"{row.event_id} names",
+                    f"a receipt with the digest {row.receipt_digest[:16]}...",
+                    **place,  # type: ignore[arg-type]
+                )
+            )
     return found
+
+
+def _settled(ledger: Salvage, reconciled: Reconciliation) -> set[str]:
+    """Receipts that the last repair has counted: that they did not follow each other is told."""
+    repairs = [remark.sequence for remark in ledger.remarks if remark.kind == "repaired"]
+    return {
+        receipt.digest
+        for receipt, row in reconciled.known
+        if row.event_id < max(repairs, default=0)
+    }
 
 
 def _epsilon(receipt: Receipt) -> list[Finding]:
@@ -244,17 +272,18 @@ def _not_in_ledger(reconciled: Reconciliation) -> list[Finding]:
 
 
 def _not_in_receipts(
-    ledger: Salvage, reconciled: Reconciliation, covered: frozenset[str]
+    ledger: Salvage, reconciled: Reconciliation, given: frozenset[str], covered: frozenset[str]
 ) -> list[Finding]:
-    given = {row.event_id for _, row in reconciled.known}
+    told = {row.event_id for receipt, row in reconciled.known if receipt.digest in given}
+    own = {row.event_id for receipt, row in reconciled.known if receipt.digest not in given}
     lacking = [
         row
         for row in ledger.rows
-        if row.state == "released" and row.receipt_digest and row.event_id not in given
+        if row.state == "released" and row.receipt_digest and row.event_id not in told
     ]
     found = [
         finding(
-            "receipt-missing",
+            "receipt-not-kept" if row.event_id in own else "receipt-missing",
             f"round {row.round_number} of study {row.study_id} was released (event "
             f"{row.event_id}), and its receipt is not among those given",
             f"a receipt with the digest {row.receipt_digest[:16]}...",

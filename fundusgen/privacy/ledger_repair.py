@@ -21,6 +21,7 @@ from fundusgen.errors import LedgerError
 from fundusgen.privacy.events import Event, merged
 from fundusgen.privacy.gaussian_bounds import gaussian_epsilon
 from fundusgen.privacy.ledger_file import repair_file
+from fundusgen.privacy.ledger_flaws import Flaw
 from fundusgen.privacy.ledger_salvage import Salvage, lost_ledger, salvage
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.privacy.reconciliation import Reconciliation, reconcile
@@ -42,6 +43,7 @@ class RepairPlan:
         unread_replies: Replies in the outbox, by request and digest, that the ledger does not
             know and that cannot be read either.
         untold: Why there may be releases that nothing tells of; empty where there is no reason.
+        budget: The largest cap that may have held, as far as anything tells.
         assumed: What is counted for those.
         replies: Digest of a reply in the outbox, by that of the receipt in it.
         delta: Of the policy.
@@ -53,6 +55,7 @@ class RepairPlan:
     receipts: Reconciliation
     unread_replies: tuple[tuple[str, str], ...]
     untold: tuple[str, ...]
+    budget: float
     assumed: tuple[Event, ...]
     replies: Mapping[str, str]
     delta: float
@@ -86,8 +89,12 @@ def plan_repair(
     """Find out what a repair of a ledger would do; changes nothing.
 
     Guarantee: `RepairPlan.events` holds at least what `Salvage` and `Reconciliation` count, and
-    an event of epsilon `max_epsilon` where releases may have happened that nothing tells of.
-    Edge cases: a ledger that is not there is repaired from receipts and replies alone.
+    an event that costs the largest known cap where releases may have happened that nothing tells
+    of.
+    Edge cases: a ledger that is not there is repaired from receipts and replies alone. Missing
+    entries that receipts of as many releases may explain are taken to be explained by them: after
+    two restores, with ledger, outbox and receipts of the second branch all gone, nothing at hand
+    tells that there was one.
 
     Args:
         path: `ledger.db` of the site; hold its lock.
@@ -95,7 +102,7 @@ def plan_repair(
         replies: What the outbox holds, by request and digest; signatures checked, None where a
             reply cannot be read. Those of requests that the ledger knows are left aside: their
             event is reserved, sent or not.
-        max_epsilon: The policy's cap.
+        max_epsilon: The policy's cap, or a larger one that held before.
         delta: At which it holds.
         nothing_else_was_sent: The person states that nothing was sent but what ledger, outbox
             and receipts tell of: that these are all receipts of all servers, say.
@@ -118,6 +125,7 @@ def plan_repair(
     given |= {receipt.digest: receipt for receipt in strange.values() if receipt is not None}
     reconciled = reconcile(found, given.values())
     unread = tuple(key for key, receipt in strange.items() if receipt is None)
+    budget = max(max_epsilon, *_budgets_of_then(found, reconciled))
     untold = () if nothing_else_was_sent else tuple(_untold(found, reconciled, len(unread)))
     return RepairPlan(
         path=path,
@@ -126,7 +134,8 @@ def plan_repair(
         receipts=reconciled,
         unread_replies=unread,
         untold=untold,
-        assumed=(whole_budget(max_epsilon, delta),) if untold else (),
+        budget=budget,
+        assumed=(whole_budget(budget, delta),) if untold else (),
         replies={
             receipt.digest: digest
             for (_, digest), receipt in replies.items()
@@ -157,6 +166,17 @@ def whole_budget(max_epsilon: float, delta: float) -> Event:
     return Event("gaussian", max(noise, 1e-6), 1.0, 1)
 
 
+def _budgets_of_then(ledger: Salvage, receipts: Reconciliation) -> Iterator[float]:
+    """Caps that the ledger's policies had, and totals that receipts state: one may be larger."""
+    yield 0.0
+    for remark in ledger.remarks:
+        cap = remark.note.get("max_epsilon") if remark.kind in ("policy", "approved") else None
+        if isinstance(cap, int | float) and not isinstance(cap, bool) and 0 < cap < math.inf:
+            yield float(cap)
+    known = [receipt for receipt, _ in receipts.known]
+    yield from (receipt.epsilon_total for receipt in (*known, *receipts.unknown))
+
+
 def _source(path: Path) -> Path:
     """Where the old ledger is: in its place, or where a repair that was cut short kept it."""
     marker = repair_file(path)
@@ -176,12 +196,7 @@ def _untold(ledger: Salvage, receipts: Reconciliation, unread: int) -> Iterator[
     """Reasons to fear a release that neither ledger nor receipts tell of."""
     told = max((row.event_id for _, row in receipts.known), default=0)
     codes = {flaw.code for flaw in ledger.flaws}
-    missing = sum(
-        flaw.entries
-        for flaw in ledger.flaws
-        if flaw.code in ("entries-lost", "entries-missing", "entry-illegible")
-        and (flaw.entry or 0) > told
-    )
+    missing = sum(_missing_from(flaw, told) for flaw in ledger.flaws)
     explained = _entries_known_to_be_missing(ledger, receipts)
     last = max((receipt.sequence for receipt, _ in receipts.known), default=0)
     later = [receipt for receipt in receipts.unknown if receipt.sequence > last]
@@ -191,7 +206,7 @@ def _untold(ledger: Salvage, receipts: Reconciliation, unread: int) -> Iterator[
             f"{missing} entries are missing, and neither the others nor the receipts tell what "
             "all of them said"
         )
-    if receipts.branches and not missing:
+    if receipts.branches and (not missing or len(receipts.branches) > 1):
         yield (
             "an older ledger was put back, and there may be later receipts than "
             f"number {max(branch.receipts[-1].sequence for branch in receipts.branches)}"
@@ -211,6 +226,15 @@ def _untold(ledger: Salvage, receipts: Reconciliation, unread: int) -> Iterator[
         yield "the database is damaged, and nothing tells how many entries it had"
     if unread:
         yield f"{unread} replies in the outbox are unknown to the ledger and cannot be read"
+
+
+def _missing_from(flaw: Flaw, first: int) -> int:
+    """Count the entries that a flaw says are missing, from one number on."""
+    if flaw.code not in ("entries-lost", "entries-missing", "entry-illegible"):
+        return 0
+    begins = flaw.entry or 0
+    # One without a number of its own may have had any.
+    return flaw.entries if begins < 1 else max(0, begins + flaw.entries - max(begins, first))
 
 
 def _entries_known_to_be_missing(ledger: Salvage, receipts: Reconciliation) -> int:

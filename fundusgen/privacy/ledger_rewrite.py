@@ -17,7 +17,7 @@ from fundusgen.privacy.ledger_repair import RepairPlan
 from fundusgen.privacy.ledger_rows import LedgerRow, Remark
 from fundusgen.privacy.outbox import OUTBOX
 from fundusgen.privacy.receipts import Receipt
-from fundusgen.privacy.reconciliation import COUNTED, RECOVERED
+from fundusgen.privacy.reconciliation import COUNTED, RECOVERED, of_repair
 from fundusgen.storage import sync_folder, write_atomically
 
 _MAX_NOTED = 50
@@ -241,6 +241,8 @@ def _note(
         "assumed": [event.to_json() for event in plan.assumed],
         "forgotten": [event.to_json() for event in plan.receipts.forgotten],
         "recovered_receipts": [r.sequence for r in plan.receipts.unknown[:_MAX_NOTED]],
+        # Those of earlier repairs with them: they have new numbers now.
+        "events": [row.event_id for row in ledger.rows() if of_repair(row)],
         "old_genesis": old.genesis or "",
         "old_entries": old.last_number,
         "old_digest": old.last_digest,

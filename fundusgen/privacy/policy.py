@@ -206,16 +206,10 @@ def objections(
         code_hash: Of the code that runs here.
     """
     found: list[Refused] = []
-    if study.study_hash not in policy.studies:
-        found.append(
-            Refused(
-                RefusalReason.STUDY_NOT_APPROVED,
-                f"Nobody has approved study {study.study_id} ({study.study_hash[:12]}) here",
-                expected="its hash in the policy's list of studies",
-                remedy="Look at it and approve it with: fundusgen site approve STUDY.yaml "
-                "--site DIR",
-            )
-        )
+    try:
+        require_approved(policy, study)
+    except Refused as refused:
+        found.append(refused)
     if policy.code != "any" and code_hash not in policy.code:
         found.append(
             Refused(
@@ -275,6 +269,24 @@ def objections(
             )
         )
     return found
+
+
+def require_approved(policy: Policy, study: Study) -> None:
+    """Refuse a study that no person here has approved.
+
+    Guarantee: returns only if the policy lists the study's hash now.
+    Edge cases: none.
+
+    Raises:
+        Refused: It does not.
+    """
+    if study.study_hash not in policy.studies:
+        raise Refused(
+            RefusalReason.STUDY_NOT_APPROVED,
+            f"Nobody has approved study {study.study_id} ({study.study_hash[:12]}) here",
+            expected="its hash in the policy's list of studies",
+            remedy="Look at it and approve it with: fundusgen site approve STUDY.yaml --site DIR",
+        )
 
 
 def require_allowed(

@@ -41,9 +41,11 @@ def prv_epsilon(composition: Composition, delta: float, eps_error: float) -> flo
         delta: In (0, 1).
         eps_error: The error wanted; enlarged, up to 0.25, where the grid would not fit.
     """
+    if delta < MIN_PRV_DELTA:
+        return None
     delta_error = delta / 1000
     loss = _loss_bound(composition, delta_error)
-    if delta < MIN_PRV_DELTA or not loss <= MAX_LOSS:
+    if not loss <= MAX_LOSS:
         return None
     loss = _stepped_up(loss)
     steps = sum(steps for *_, steps in composition.subsampled) + (composition.gaussian_mu > 0)

@@ -31,9 +31,11 @@ from fundusgen.privacy.ledger_rows import canonical_json
 from fundusgen.study import SITE_NAME
 
 VERSION = 1
-# A history of a thousand different mechanisms is far above any site's; parsing must end.
+# Far above any site's history; parsing must end, and each mechanism costs the checking server time.
 MAX_CHARACTERS = 1 << 18
-MAX_DISTINCT_EVENTS = 1000
+MAX_DISTINCT_EVENTS = 256
+# As in `site.yaml`.
+MAX_PATIENTS = 1_000_000_000
 # The same accountant on another machine rounds otherwise, but not by more.
 EPSILON_TOLERANCE = 1e-6
 _SIGNING = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
@@ -182,7 +184,14 @@ def require_epsilon(receipt: Receipt) -> None:
             f"receipt {receipt.sequence} of {receipt.site} does not count its own event",
             expected=f"a history with {receipt.event}",
         )
-    found = epsilon(receipt.spent, receipt.delta)
+    try:
+        found = epsilon(receipt.spent, receipt.delta)
+    except AccountingError as error:
+        raise ReceiptError(
+            f"receipt {receipt.sequence} of {receipt.site} has a history that has no epsilon: "
+            f"{error.found}",
+            expected=error.expected,
+        ) from error
     if not math.isclose(
         found, receipt.epsilon_total, rel_tol=EPSILON_TOLERANCE, abs_tol=EPSILON_TOLERANCE
     ):
@@ -252,11 +261,14 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
         "noise": values["noise"] in ("secure", "fast"),
         "signature": _is_text(values["signature"]),
         "epsilon_total": _is_number(values["epsilon_total"]) and values["epsilon_total"] >= 0,
-        "delta": _is_number(values["delta"]) and 0 < values["delta"] < 1,
+        # As in a policy.
+        "delta": _is_number(values["delta"]) and 1e-12 <= values["delta"] <= 1e-2,
         **{
             name: type(values[name]) is int and 1 <= values[name] < 2**53
-            for name in ("round_number", "declared_patients", "sequence")
+            for name in ("round_number", "sequence")
         },
+        "declared_patients": type(values["declared_patients"]) is int
+        and 1 <= values["declared_patients"] <= MAX_PATIENTS,
         **{
             name: _is_text(values[name]) and _DIGEST.fullmatch(values[name])
             for name in ("study_hash", "payload_digest", "policy_hash", "code_hash", "previous")

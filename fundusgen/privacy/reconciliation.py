@@ -53,9 +53,10 @@ class Reconciliation:
 
     Guarantee: the ledger's events together with `forgotten` hold at least everything that any of
     the receipts counted, and every receipt's own event once. Where receipts are missing in
-    between, a branch is taken to have parted from the ledger at the last receipt before it that
-    is given and that the ledger knows. That is so for receipts that a server has checked on
-    arrival, unless the ledger was put back more than once.
+    between, a branch is taken to have parted from the ledger at the last receipt of the same study
+    before it that is given and that the ledger knows, or else at its beginning: that counts too
+    much rather than too little. It rests on servers naming the last receipt of a study that they
+    hold, and on the site refusing where it does not know it.
     Edge cases: without receipts nothing is forgotten, as far as one can tell.
 
     Attributes:
@@ -174,10 +175,16 @@ def _runs(strangers: Sequence[Receipt], known: set[str]) -> list[list[Receipt]]:
 
 
 def _goes_on(last: Receipt, receipt: Receipt) -> bool:
-    """Whether a receipt can come after another one of the same ledger."""
+    """Whether a receipt is sure to come after another one on the same branch.
+
+    A server names the last receipt that it holds, and a site that does not know it refuses: so
+    receipts of one study follow each other on one branch. Between studies only a link shows it.
+    """
     if receipt.sequence <= last.sequence:
         return False
-    if receipt.sequence == last.sequence + 1 and receipt.previous != last.digest:
+    if receipt.sequence == last.sequence + 1:
+        return receipt.previous == last.digest
+    if receipt.study_hash != last.study_hash:
         return False
     return covers(receipt.spent, [*last.spent, receipt.event])
 
@@ -191,7 +198,12 @@ def _held_before(
     """What the ledger holds from before a branch parted from it; rather less than more."""
     if first.previous in rows:
         return ledger.events_until(rows[first.previous].event_id)
-    earlier = [row for receipt, row in known if receipt.sequence < first.sequence]
+    # An earlier receipt of the same study is before the parting, as in `_goes_on`.
+    earlier = [
+        row
+        for receipt, row in known
+        if receipt.sequence < first.sequence and receipt.study_hash == first.study_hash
+    ]
     return ledger.events_until(earlier[-1].event_id) if earlier else ()
 
 

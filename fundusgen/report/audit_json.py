@@ -4,8 +4,9 @@ format            "fundusgen-audit-1"
 made_at           UTC, ISO 8601
 holds             whether all that was checked holds
 site, delta
-epsilon           {used, tightest, pld, rdp, filter}: total by several accountants; `used` is
-                  what the site's policy counts with; filter is null where that is not it
+epsilon           {used, tightest, prv, pld, rdp, coarsened, filter}: total by several
+                  accountants; `used` is what the site's policy counts with; prv is null where it
+                  was not computed, filter where the policy does not count with it
 max_epsilon       cap of the policy that holds now, or null
 composition       fixed or adaptive, or null
 ledger            {created_at, entries, last_digest, genesis, noted_end: [number, digest]}

@@ -322,18 +322,20 @@ def _story(audit: Audit) -> str:
 def _checks(audit: Audit) -> str:
     rows = []
     for check in audit.checks:
-        if check.not_checked:
-            state = f'<span class="skip">not checked</span><br>{escape(check.not_checked)}'
-        elif check.holds:
-            state = '<span class="yes">holds</span>'
-        else:
+        if check.faults:
             state = f'<span class="no">{check.faults} against it</span>'
+        elif check.not_checked:
+            state = f'<span class="skip">not checked</span><br>{escape(check.not_checked)}'
+        else:
+            state = '<span class="yes">holds</span>'
         rows.append([escape(check.claim), state])
     totals = audit.totals
+    prv = "not computed" if totals.prv is None else f"{totals.prv:.4f}"
     bounds = [
-        ["PRV (Gopi et al. 2021), the tightest sound bound", f"{totals.tightest:.4f}"],
+        ["PRV (Gopi et al. 2021)", prv],
         ["PLD (Google's dp-accounting), independent code", f"{totals.pld:.4f}"],
         ["Renyi DP (Mironov et al. 2019), looser", f"{totals.rdp:.4f}"],
+        ["counted: the smallest of PRV, Renyi DP and the exact Gaussian", f"{totals.tightest:.4f}"],
     ]
     if totals.filter is not None:
         bounds.append(
@@ -344,7 +346,16 @@ def _checks(audit: Audit) -> str:
     return (
         f"<section><h2>What was checked</h2>{_table(['claim', 'result'], rows)}"
         f"<h3>The same total by several accountants</h3>{_table(['accountant', 'epsilon'], bounds)}"
-        "</section>"
+        f"{_coarsened(audit)}</section>"
+    )
+
+
+def _coarsened(audit: Audit) -> str:
+    if not audit.totals.coarsened:
+        return ""
+    return (
+        '<p class="soft small">For PRV and PLD the many different mechanisms of this ledger were '
+        "rounded to fewer, towards less privacy. The recipe below computes with all of them.</p>"
     )
 
 
@@ -355,12 +366,12 @@ def _meaning(audit: Audit) -> str:
     declared = f" ({', '.join(f'{number:,}' for number in patients)})" if patients else ""
     return f"""<section><h2>What the number means</h2>
 <p>Take any one patient of this hospital, with all their images and labels, and somebody outside who
-knows everything else and sees everything that this hospital has ever sent. The odds of any
-conclusion that they come to about this patient are at most e<sup>{total:.2f}</sup> = {odds} times
-what they would be if the patient's images had never been used, and at least one over that; but for
-a probability of {audit.delta:g}. At 0 nothing could be learned at all. As a rule of thumb, up to 1
-is strong, up to 10 is what is common in practice and protects well against known attacks, and more
-says little by itself (Ponomareva et al. 2023, <i>How to DP-fy ML</i>).</p>
+knows everything else and sees everything that this hospital has ever sent. The probability that
+they come to any given conclusion is at most e<sup>{total:.2f}</sup> = {odds} times what it would be
+if the patient's images had never been used, plus {audit.delta:g}; and the other way round. The
+smaller both numbers are, the less can be learned about anybody; at 0, nothing. As a rule of thumb,
+an epsilon of up to 1 is strong, up to 10 is common in practice, and more says little by itself
+(Ponomareva et al. 2023, <i>How to DP-fy ML</i>).</p>
 <h3>What it covers</h3>
 <p>Everything that left the site under this ledger, over all rounds, restarts and studies, against
 everyone outside, the study's server included. The unit is the patient; neighbours differ by one
@@ -382,7 +393,13 @@ Receipts of servers that were not given to this audit were not held against it.<
 
 
 def _composition(audit: Audit) -> str:
-    if audit.policy is not None and audit.policy.composition == "adaptive":
+    rules = {
+        (period.policy.composition, period.policy.max_epsilon, period.policy.delta)
+        for period in audit.periods
+        if period.policy is not None
+    }
+    # The filter's order follows from cap and delta: it is proven for one that never changed.
+    if len(rules) == 1 and next(iter(rules))[0] == "adaptive":
         return (
             "The total is counted by a privacy filter, which also holds where later studies were "
             "chosen in view of what earlier ones gave."

@@ -52,6 +52,7 @@ from fundusgen.privacy.policy import (
     Refused,
     over_budget,
     require_allowed,
+    require_approved,
 )
 from fundusgen.privacy.receipts import MAX_CHARACTERS, Receipt
 from fundusgen.privacy.remarks import note_policy, note_refusal, note_replay
@@ -62,6 +63,8 @@ from fundusgen.training.local import PreparedRound, load_model, prepare_round, t
 log = logging.getLogger("fundusgen.client")
 # No study is near this long; parsing what a server made up should not take minutes.
 MAX_STUDY_CHARACTERS = 1 << 20
+# A study with a hundred thousand faults names each of them.
+_MAX_LOGGED = 2000
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 # What an error says to the server, by where it comes from; the rest is `failed`.
@@ -82,7 +85,7 @@ def answer(site: SiteFolder, request: Request) -> Answer | Refusal:
 
     Guarantee: an answer's arrays are the output of the event that the ledger holds for it, are
     made once, and are sent with the same bytes however often they are asked for. A refusal
-    depends on patients' data in two words only, which `RefusalReason` names.
+    depends on patients' data in three words only, which `RefusalReason` names.
     Edge cases: a crash at any point leaves the reservation counted in full.
 
     Args:
@@ -96,7 +99,7 @@ def answer(site: SiteFolder, request: Request) -> Answer | Refusal:
         with Ledger.open(site.ledger_file) as ledger:
             return _recorded(ledger, site, request)
     except FundusgenError as error:
-        log.error("round %d refused: %s", request.round_number, error)
+        log.error("round %d refused: %s", request.round_number, str(error)[:_MAX_LOGGED])
         return Refusal(_word(error))
 
 
@@ -131,6 +134,8 @@ def _answer(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
     outbox = Outbox(site.outbox)
     require_whole(ledger, outbox.requests(), request.known_receipts.get(asked.settings.name))
     note_policy(ledger, asked.policy)
+    # Before anything is computed for it; an approval that was taken back ends replays as well.
+    require_approved(asked.policy, asked.study)
     decision = answer_for(
         ledger,
         study_hash=request.study_hash,

@@ -3,8 +3,9 @@
 import hashlib
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fundusgen.privacy import ledger_file
 from fundusgen.privacy.accounting import epsilon
 from fundusgen.privacy.events import Event, merged
 from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.ledger_rows import COLUMNS, Entry
 from fundusgen.privacy.policy import Policy
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.privacy.remarks import note_policy
@@ -76,6 +78,37 @@ class AnsweredSite:
             file.unlink()
         for file in backup.path.parent.glob("ledger.db*"):
             shutil.copy(file, self.path.parent / file.name)
+
+    def forge(
+        self, change: Callable[[Entry], Entry], without: Callable[[Entry], bool] = lambda _: False
+    ) -> None:
+        """Change or take out entries, and make every digest and the note of the last anew."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            link = ledger_file.genesis(connection)
+            entries = [entry for entry, _, _ in ledger_file.read_entries(connection)]
+        kept = [change(entry) for entry in entries if not without(entry)]
+        numbers = {entry.sequence: place for place, entry in enumerate(kept, start=1)}
+        rows = []
+        for place, entry in enumerate(kept, start=1):
+            event_id = numbers.get(entry.event_id, place)
+            entry = replace(entry, sequence=place, event_id=event_id)
+            values = [getattr(entry, name) for name in COLUMNS]
+            rows.append([*values, link, link := entry.digest(link)])
+        marks = ", ".join("?" * (len(COLUMNS) + 2))
+        self.edit("DELETE FROM entries")
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            connection.executemany(f"INSERT INTO entries VALUES ({marks})", rows)
+        ledger_file.write_head(self.path, ledger_file.Head(len(rows), link))
+
+    def outbox(self) -> dict[tuple[str, str], Receipt | None]:
+        """The replies as an audit reads them: each with its receipt, by request and digest."""
+        with Ledger.read(self.path) as ledger:
+            payloads = {row.receipt_digest: row.payload_digest for row in ledger.rows()}
+        return {
+            (receipt.request_id, payloads[receipt.digest]): receipt
+            for receipt in self.receipts
+            if receipt.digest in payloads
+        }
 
     def edit(self, *statements: str) -> None:
         """Edit as somebody who knows of the triggers would, and puts them back."""

@@ -6,7 +6,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from answered_ledger import DELTA, KEY, PLAN, VOTES, AnsweredSite, digest_of, reserve
+from answered_ledger import (
+    DELTA,
+    KEY,
+    PLAN,
+    VOTES,
+    AnsweredSite,
+    digest_of,
+    make_receipt,
+    reserve,
+)
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fundusgen.privacy import audit as audit_module
@@ -20,7 +29,12 @@ from fundusgen.privacy.ledger_rewrite import carry_out
 from fundusgen.privacy.ledger_salvage import lost_ledger, salvage
 from fundusgen.privacy.policy import Policy, RefusalReason
 from fundusgen.privacy.receipts import Receipt
-from fundusgen.privacy.remarks import note_approval, note_code_approval, note_refusal
+from fundusgen.privacy.remarks import (
+    note_approval,
+    note_code_approval,
+    note_policy,
+    note_refusal,
+)
 
 ROUNDS = 4
 CAP = 20.0
@@ -333,6 +347,13 @@ SCENARIOS: dict[str, Callable[[AnsweredSite], dict[str, object]]] = {
     "receipt-counts-less": _late_entry,
     "receipt-missing": _receipts(lambda receipts: receipts[:-1]),
     "receipts-not-given": lambda _: {"receipts": (), "studies": frozenset()},
+    "receipt-not-kept": lambda site: {
+        "receipts": tuple(site.receipts[:-1]), "replies": site.outbox(),
+    },
+    "reply-contradicts": lambda site: _forge_noise(site),
+    "policy-altered": lambda site: _alter_policy(site),
+    "policy-not-current": lambda site: _old_policy(site),
+    "repair-unknown": lambda site: _pretend_repair(site),
     "reply-unknown": lambda _: {"replies": {("ef" * 16, "0" * 64): None}},
     "reply-missing": lambda _: {"replies": {}},
     "policy-unknown": _answer(policy_hash="e" * 64),
@@ -366,6 +387,54 @@ def _impossible(site: AnsweredSite) -> dict[str, object]:
         digest = ledger_file.append(connection, again, link)
     head_file(site.path).write_text(json.dumps({"sequence": again.sequence, "digest": digest}))
     return {}
+
+
+def _alter_policy(site: AnsweredSite) -> dict[str, object]:
+    """Raise the cap in the ledger's policy, and make the chain anew; receipts and outbox agree."""
+    site.forge(
+        lambda entry: (
+            dataclasses.replace(entry, note=entry.note.replace("20.0", "90.0"))
+            if entry.state == "policy"
+            else entry
+        )
+    )
+    return {"replies": site.outbox(), "policy": None}
+
+
+def _old_policy(site: AnsweredSite) -> dict[str, object]:
+    """Answer under a policy after another one was noted."""
+    now, before = policy(studies=()), policy()
+    with Ledger.open(site.path) as ledger:
+        note_policy(ledger, now)
+        event_id = reserve(ledger, 5, PLAN, policy_hash=before.policy_hash)
+        receipt = make_receipt(ledger, 5, PLAN, policy_hash=before.policy_hash).signed(KEY)
+        ledger.commit(event_id, PLAN, "ab" * 32, receipt_digest=receipt.digest)
+        ledger.release(event_id, "ab" * 32)
+    site.receipts.append(receipt)
+    return {"policy": now}
+
+
+def _pretend_repair(site: AnsweredSite) -> dict[str, object]:
+    with Ledger.open(site.path) as ledger:
+        ledger.reserve(
+            study_id="rogue", study_hash="e" * 64, round_number=1, stage="dpsgd",
+            request_id="ab" * 16, content_digest="known from receipt 77", event=PLAN, delta=0.5,
+            noise_kind="fast",
+        )  # fmt: skip
+    return {}
+
+
+def _forge_noise(site: AnsweredSite) -> dict[str, object]:
+    """Make three rounds cheaper, and the chain anew, where no server's receipts are at hand."""
+    replies = site.outbox()
+    site.forge(
+        lambda entry: (
+            dataclasses.replace(entry, noise_multiplier=50.0, receipt_digest="")
+            if entry.mechanism == PLAN.kind
+            else entry
+        )
+    )
+    return {"replies": replies, "receipts": None, "studies": frozenset()}
 
 
 def _large_delta(site: AnsweredSite) -> dict[str, object]:
@@ -403,6 +472,38 @@ def test_accountants_that_differ_are_a_fault(
     assert "accountants-differ" in codes(audited(site))
 
 
+def test_without_servers_receipts_the_outbox_still_tells_of_a_forged_ledger(
+    site: AnsweredSite,
+) -> None:
+    alone = {"receipts": None, "studies": frozenset()}
+    assert audited(site, replies=site.outbox(), **alone).findings == ()
+    site.give_up(5)
+    site.answer(6)
+    replies = site.outbox()
+    assert audited(site, replies=replies, **alone).holds
+    site.forge(lambda entry: entry, without=lambda entry: entry.round_number == 5)
+    assert "receipt-counts-more" in codes(audited(site, replies=replies, **alone))
+
+
+def test_a_ledger_that_was_put_back_gone_on_with_and_repaired_holds_again(
+    site: AnsweredSite, tmp_path: Path
+) -> None:
+    backup = site.copy_to(tmp_path / "backup")
+    for round_number in (5, 6):
+        site.answer(round_number)
+    site.restore(backup)
+    site.answer(5, mark="after the backup was put back")
+    assert not audited(site).holds
+    plan = plan_repair(
+        site.path, site.receipts, {}, max_epsilon=CAP, delta=DELTA, nothing_else_was_sent=True
+    )
+    carry_out(plan, by="M. Meier", reason="a backup was put back")
+    site.answer(7)
+    audit = audited(site)
+    assert audit.faults == ()
+    assert "repaired" in codes(audit)
+
+
 def test_a_receipt_signed_by_a_stranger_counts_for_nothing(site: AnsweredSite) -> None:
     stranger = ec.generate_private_key(ec.SECP384R1())
     forged = dataclasses.replace(site.receipts[-1], sequence=99).signed(stranger)
@@ -427,6 +528,18 @@ def test_a_cap_that_was_lowered_after_the_last_answer_is_no_fault(site: Answered
     audit = audited(site)
     assert codes(audit) == {"spent-above-cap", "policy-changed-since"}
     assert audit.holds
+
+
+def test_prv_is_compared_with_pld_only_where_both_were_computed(site: AnsweredSite) -> None:
+    site.policy = policy(delta=5e-11)
+    other = AnsweredSite(site.path.parent / "other.db", policy=site.policy)
+    other.answer(1, delta=5e-11)
+    with Ledger.read(other.path) as ledger:
+        found = audit_ledger(salvage(other.path), Evidence(policy=other.policy), site="north")
+        assert ledger.events() == (PLAN,)
+    assert found.totals.prv is None
+    assert found.totals.tightest == found.totals.rdp
+    assert "accountants-differ" not in codes(found)
 
 
 def test_a_long_ledger_has_a_plot_of_few_points_with_each_study_in_it(tmp_path: Path) -> None:

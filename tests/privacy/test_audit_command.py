@@ -12,6 +12,7 @@ import pytest
 from answered_ledger import DELTA, PLAN, VOTES, AnsweredSite, digest_of
 from typer.testing import CliRunner, Result
 
+from fundusgen.cli import audit as audit_command
 from fundusgen.cli.main import app
 from fundusgen.errors import FundusgenError
 from fundusgen.privacy.accounting import epsilon
@@ -240,6 +241,33 @@ def test_a_ledger_that_is_no_database_still_gets_its_page(
     text = page(tmp_path / "out")
     assert "cannot be opened as a database" in text
     assert "Receipts 1 to 4" in text
+
+
+def test_a_ledger_that_a_client_writes_meanwhile_is_read_again(
+    site: AnsweredSite, receipts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, rounds = audit_command._evidence, iter((5, 6))
+
+    def reading_while_a_client_answers(*arguments: object) -> object:
+        evidence = read(*arguments)  # type: ignore[arg-type]
+        for round_number in rounds:
+            keep_receipt(receipts, site.answer(round_number))
+            return read(*arguments)  # type: ignore[arg-type]
+        return evidence
+
+    monkeypatch.setattr(audit_command, "_evidence", reading_while_a_client_answers)
+    done = audit(site, receipts)
+    assert done.exit_code == 0, done.output
+    assert "6 events" in done.output
+
+
+def test_what_a_terminal_obeys_is_not_printed(
+    site: AnsweredSite, receipts: Path, tmp_path: Path
+) -> None:
+    site.edit("UPDATE entries SET study_id = char(27) || '[2J' WHERE event_id = 5")
+    done = audit(site, receipts)
+    assert done.exit_code == 2
+    assert "\x1b[2J" not in done.output
 
 
 REPAIR = ("site", "ledger", "repair")

@@ -148,6 +148,67 @@ def test_a_backup_gone_on_with_is_not_mistaken_for_what_a_late_receipt_counts(
     assert covers(plan.events, site.released())
 
 
+OTHER = {"study_id": "other", "study_hash": digest_of("other")}
+
+
+def test_receipts_of_another_study_do_not_tell_where_a_branch_parted(
+    site: AnsweredSite, tmp_path: Path
+) -> None:
+    """A reply that came too late for its server is counted by the one after it."""
+    backup = site.copy_to(tmp_path / "backup")
+    late = site.answer(7)
+    site.answer(8)
+    site.restore(backup)
+    for round_number in (1, 2, 3):
+        site.answer(round_number, mark="another study", **OTHER)
+    kept = [receipt for receipt in site.receipts if receipt is not late]
+    plan = repaired(site, kept, nothing_else_was_sent=True)
+    assert covers(plan.events, site.released())
+
+
+def test_receipts_of_two_branches_are_not_taken_for_one(site: AnsweredSite, tmp_path: Path) -> None:
+    backup = site.copy_to(tmp_path / "backup")
+    site.answer(7)
+    site.restore(backup)
+    late = [site.answer(number, mark="another study", **OTHER) for number in (1, 2)]
+    site.answer(3, mark="another study", **OTHER)
+    site.restore(backup)
+    kept = [receipt for receipt in site.receipts if receipt not in late]
+    plan = repaired(site, kept, nothing_else_was_sent=True)
+    assert covers(plan.events, site.released())
+
+
+def test_missing_entries_do_not_hide_that_a_second_branch_may_go_on(
+    site: AnsweredSite, tmp_path: Path
+) -> None:
+    backup = site.copy_to(tmp_path / "backup")
+    first = [site.answer(round_number) for round_number in (7, 8, 9)]
+    site.restore(backup)
+    for round_number in (1, 2):
+        site.answer(round_number, mark="another study", **OTHER)
+    site.path.write_bytes(backup.path.read_bytes())  # and the note of the last entry stays
+    kept = [receipt for receipt in site.receipts if receipt is not first[-1]]
+    plan = planned(site, kept)
+    assert "there may be later receipts" in " ".join(plan.untold)
+    assert epsilon(plan.events, DELTA) >= CAP
+
+
+def test_a_cap_that_was_lowered_since_does_not_make_the_unknown_cheaper(
+    site: AnsweredSite,
+) -> None:
+    dear = site.answer(7).epsilon_total
+    cap = dear / 4
+    lost = {"max_epsilon": cap, "delta": DELTA}
+    with Ledger.open(site.path) as ledger:
+        ledger.remark("policy", {"max_epsilon": 7.5}, policy_hash="a" * 64)
+    site.edit("DELETE FROM entries WHERE sequence = 4", "DELETE FROM entries WHERE event_id = 7")
+    assert plan_repair(site.path, [], {}, **lost).budget == 7.5
+    head_file(site.path).unlink()
+    site.path.unlink()
+    plan = plan_repair(site.path, site.receipts[-1:], {}, **lost)
+    assert plan.budget == dear
+
+
 def test_a_lost_ledger_is_made_anew_from_the_last_receipt(site: AnsweredSite) -> None:
     site.give_up(7)
     site.answer(7)

@@ -128,3 +128,8 @@ def test_a_setting_that_would_keep_a_site_busy_or_break_its_numbers_is_refused(c
 def test_more_steps_than_a_site_accounts_for_are_refused() -> None:
     text = MINIMAL.replace("rounds: 3", "rounds: 100000")
     assert "1,000,000" in error_of(text + "stages: {dpsgd: {steps_per_round: 100}}")
+
+
+@pytest.mark.parametrize("pattern", ['"\\e[2J*"', '"a b"', "''", '"' + "x" * 129 + '"'])
+def test_a_pattern_that_could_rewrite_what_a_person_is_shown_is_refused(pattern: str) -> None:
+    assert "private" in error_of(f"{MINIMAL}model: {{private: [{pattern}]}}\n")

@@ -214,6 +214,20 @@ def test_a_study_that_nobody_has_approved_is_refused_before_any_image_is_read(
     assert reply == Refusal(RefusalReason.STUDY_NOT_APPROVED)
 
 
+def test_nothing_is_computed_for_a_study_that_nobody_has_approved(site, monkeypatch) -> None:
+    monkeypatch.setattr(answering, "noise_for", lambda _: pytest.fail("noise was calibrated"))
+    reply = answering.answer(site, request_for(small_study()))
+    assert reply == Refusal(RefusalReason.STUDY_NOT_APPROVED)
+
+
+def test_an_approval_that_is_taken_back_ends_replays_as_well(site) -> None:
+    study = small_study()
+    answered(site, study)
+    change_policy(site, studies=[])
+    reply = answering.answer(site, request_for(study))
+    assert reply == Refusal(RefusalReason.STUDY_NOT_APPROVED)
+
+
 def test_the_code_that_runs_can_be_approved_by_its_hash(site) -> None:
     change_policy(site, code=[code_hash()])
     assert answered(site, small_study()).receipt.code_hash == code_hash()
