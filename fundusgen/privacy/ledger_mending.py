@@ -79,7 +79,10 @@ def mended(found: Sequence[SalvagedEntry], head: Head | None) -> tuple[SalvagedE
         links = {item.previous, *(digest for digest in noted[len(result) - 1 : len(result)])}
         original = None
         if item.entry is not None:
-            others = siblings[item.entry.event_id]
+            # Its neighbours too: an entry may have been made to say that it is of another event.
+            place = len(result)
+            beside = [near.entry for near in found[max(0, place - 1) : place + 2] if near.entry]
+            others = [*siblings[item.entry.event_id], *beside]
             original = _original(item.entry, others, links, confirmed)
         intact = item.digest == confirmed == _digest(item.entry, item.previous)
         result.append(replace(item, original=original, intact=intact))

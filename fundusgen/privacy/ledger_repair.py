@@ -214,7 +214,7 @@ def _untold(ledger: Salvage, receipts: Reconciliation, unread: int) -> Iterator[
     changed = [
         item.number
         for item in ledger.entries
-        if item.entry is not None and item.original is None and item.entry.event_id > told
+        if item.entry is not None and item.original is None and item.number > told
     ]
     if changed:
         yield f"what entry {min(changed)} said before it was changed is not known"
@@ -240,6 +240,12 @@ def _missing_from(flaw: Flaw, first: int) -> int:
 def _entries_known_to_be_missing(ledger: Salvage, receipts: Reconciliation) -> int:
     """Count the missing entries whose event is known from its others or from its receipt."""
     present = Counter(item.entry.event_id for item in ledger.entries if item.entry is not None)
+    # A reservation has the number of its event, whatever event it says now that it belongs to.
+    present += Counter(
+        item.number
+        for item in ledger.entries
+        if item.entry is not None and item.entry.event_id != item.number in ledger.counted
+    )
     needed = {"reserved": 1, "committed": 2, "released": _ENTRIES_OF_A_RELEASE}
     told = {row.event_id: _ENTRIES_OF_A_RELEASE for _, row in receipts.known}
     return sum(

@@ -108,6 +108,16 @@ def pickled_array() -> ArrayRecord:
     return ArrayRecord({"a": Array("object", (1,), "numpy.ndarray", buffer.getvalue())})
 
 
+def promising_array() -> ArrayRecord:
+    """A header of more numbers than any memory holds, and none after it."""
+    import io
+
+    buffer = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**15,)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return ArrayRecord({"a": Array("float32", (1,), "numpy.ndarray", buffer.getvalue())})
+
+
 GOOD = ConfigRecord({"json": RECEIPT.to_json()})
 
 
@@ -120,6 +130,7 @@ GOOD = ConfigRecord({"json": RECEIPT.to_json()})
                     "metrics": MetricRecord({"loss": 1.0})}),
         RecordDict({"arrays": broken_array(), "receipt": GOOD}),
         RecordDict({"arrays": pickled_array(), "receipt": GOOD}),
+        RecordDict({"arrays": promising_array(), "receipt": GOOD}),
         RecordDict({"arrays": arrays(np.ones(2)), "receipt": GOOD}),
         RecordDict({"arrays": arrays(WEIGHTS["a.weight"]), "receipt": ConfigRecord({"json": "{"})}),
         RecordDict({"arrays": arrays(WEIGHTS["a.weight"]),

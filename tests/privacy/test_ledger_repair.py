@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from answered_ledger import DELTA, PLAN, VOTES, AnsweredSite, digest_of, reserve
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fundusgen.errors import LedgerError
@@ -377,6 +377,22 @@ STATEMENTS = st.one_of(
     held=st.sets(st.integers(0, 3)),
     with_head=st.booleans(),
 )
+# Found by it before: what a changed or missing entry may hide behind a receipt of another event.
+@example(
+    ["DELETE FROM entries WHERE sequence = 8", "DELETE FROM entries WHERE sequence > 9"],
+    {0, 1, 2},
+    True,
+)
+@example(
+    [
+        "DELETE FROM entries WHERE event_id = 8",
+        "UPDATE entries SET event_id = 1 WHERE sequence = 4",
+    ],
+    {0},
+    True,
+)
+@example(["DELETE FROM entries WHERE sequence > 8"], {0, 2}, True)
+@example(["DELETE FROM entries WHERE sequence > 0"], {0}, False)
 def test_whatever_is_done_to_a_ledger_all_releases_are_counted_or_the_whole_budget_is(
     answered: AnsweredSite, statements: list[str], held: set[int], with_head: bool
 ) -> None:

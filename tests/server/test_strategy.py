@@ -248,6 +248,23 @@ def test_a_bad_reply_is_dropped_and_the_round_goes_on_without_it(tmp_path, kind:
     assert "patient 7" not in folder.metrics_file.read_text()
 
 
+def test_a_reply_that_breaks_the_check_itself_ends_nobodys_run(tmp_path, monkeypatch) -> None:
+    accept = ReceiptBook.accept
+
+    def fails(self: ReceiptBook, receipt: Receipt) -> None:
+        if receipt.site == "bad":
+            raise ZeroDivisionError("a fault in what checks receipts")
+        accept(self, receipt)
+
+    monkeypatch.setattr(ReceiptBook, "accept", fails)
+    folder, _, _ = run(tmp_path, [honest("a"), honest("bad")])
+    for entry in folder.metrics():
+        by_site = {site["site"]: site for site in entry["sites"]}
+        assert by_site.pop("a")["state"] == "accepted"
+        (bad,) = by_site.values()
+        assert (bad["state"], bad["reason"]) == ("dropped", "the reply could not be checked")
+
+
 def test_a_refusal_is_kept_with_its_word(tmp_path) -> None:
     folder, _, _ = run(tmp_path, [honest("a"), BAD["refusal"]], rounds=1)
     entry = folder.metrics()[0]["sites"][1]
