@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fundusgen.errors import LedgerError
-from fundusgen.privacy.ledger_rows import COLUMNS, Entry, canonical_json
+from fundusgen.privacy.ledger_rows import COLUMNS, REMEDY, Entry, canonical_json
 from fundusgen.storage import write_atomically
 
 SCHEMA_VERSION = 1
@@ -226,7 +226,7 @@ def read_head(path: Path) -> Head | None:
         raise LedgerError(
             f"{head_file(path).name} is damaged",
             expected="the number and digest of the last entry",
-            remedy="Compare the ledger with a backup and with the receipts of the server",
+            remedy=REMEDY,
         ) from error
     return head
 
@@ -260,7 +260,7 @@ def require_not_lost(path: Path) -> None:
         raise LedgerError(
             f"{path} is missing or empty, but {head_file(path).name} is there",
             expected="the ledger that belongs to it",
-            remedy="Restore the ledger: without it, what was spent would be forgotten",
+            remedy=f"Restore the ledger: without it, what was spent would be forgotten. {REMEDY}",
         )
 
 
@@ -312,7 +312,7 @@ def check_head(head: Head | None, chain: list[str], *, required: bool) -> None:
             raise LedgerError(
                 f"the note of the last entry is missing beside a ledger of {entries} entries",
                 expected="ledger.db.head, which tells the ledger from an old copy of it",
-                remedy="Restore it, or compare the ledger with the receipts of the server",
+                remedy=REMEDY,
             )
         return
     if not 0 <= head.sequence <= entries or chain[head.sequence] != head.digest:
@@ -320,8 +320,8 @@ def check_head(head: Head | None, chain: list[str], *, required: bool) -> None:
             f"the ledger ends at entry {entries} and lacks entry {head.sequence} as it was "
             "last noted",
             expected="every entry that was ever written",
-            remedy="Entries were deleted, or an older ledger was put back: restore the latest, "
-            "and compare it with the receipts of the server",
+            remedy="Entries were deleted, or an older ledger was put back: restore the latest. "
+            f"{REMEDY}",
         )
 
 
@@ -366,7 +366,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise LedgerError(
             f"the tables of {path} were changed: {', '.join(odd) or f'version {version}'}",
             expected="the tables and triggers that fundusgen made",
-            remedy="Keep the file for the audit, and restore a backup",
+            remedy=REMEDY,
         )
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
@@ -425,5 +425,5 @@ def _damaged(path: Path, what: str) -> LedgerError:
     return LedgerError(
         f"{path} is damaged or no database: {' '.join(what.split())}",
         expected="a whole ledger",
-        remedy="Keep the file for the audit, restore a backup, and compare it with the receipts",
+        remedy=REMEDY,
     )

@@ -91,10 +91,7 @@ def plan_repair(
     Guarantee: `RepairPlan.events` holds at least what `Salvage` and `Reconciliation` count, and
     an event that costs the largest known cap where releases may have happened that nothing tells
     of.
-    Edge cases: a ledger that is not there is repaired from receipts and replies alone. Missing
-    entries that receipts of as many releases may explain are taken to be explained by them: after
-    two restores, with ledger, outbox and receipts of the second branch all gone, nothing at hand
-    tells that there was one.
+    Edge cases: a ledger that is not there is repaired from receipts and replies alone.
 
     Args:
         path: `ledger.db` of the site; hold its lock.
@@ -198,17 +195,16 @@ def _untold(ledger: Salvage, receipts: Reconciliation, unread: int) -> Iterator[
     codes = {flaw.code for flaw in ledger.flaws}
     missing = sum(_missing_from(flaw, told) for flaw in ledger.flaws)
     explained = _entries_known_to_be_missing(ledger, receipts)
-    last = max((receipt.sequence for receipt, _ in receipts.known), default=0)
-    later = [receipt for receipt in receipts.unknown if receipt.sequence > last]
-    explained += _ENTRIES_OF_A_RELEASE * len(later)
     if missing - explained >= _ENTRIES_OF_A_RELEASE:
         yield (
             f"{missing} entries are missing, and neither the others nor the receipts tell what "
             "all of them said"
         )
-    if receipts.branches and (not missing or len(receipts.branches) > 1):
+    # Which of the missing entries these receipts belong to, and whether theirs was the last branch,
+    # nothing tells.
+    if receipts.branches:
         yield (
-            "an older ledger was put back, and there may be later receipts than "
+            "the ledger has forgotten releases, and there may be later receipts than "
             f"number {max(branch.receipts[-1].sequence for branch in receipts.branches)}"
         )
     changed = [

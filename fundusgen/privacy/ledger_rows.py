@@ -21,9 +21,10 @@ State = Literal["reserved", "committed", "released"]
 NoiseKind = Literal["secure", "fast"]
 RemarkKind = Literal["approved", "policy", "refused", "replayed", "repaired"]
 UNIT = "patient"
-_REMEDY = (
-    "Train no further with this ledger: keep the file as it is for the audit, and compare it with "
-    "a backup and with the receipts that the server holds"
+# What to do about a ledger that is not as it was written.
+REMEDY = (
+    "Nothing is trained until a person decides: `fundusgen audit ledger` says what is wrong, and "
+    "`fundusgen site ledger repair` makes it whole"
 )
 
 
@@ -474,5 +475,5 @@ def _broken(sequence: int, what: str) -> LedgerError:
     return LedgerError(
         f"ledger entry {sequence} {what}",
         expected="an unbroken chain of entries, as they were written",
-        remedy=_REMEDY,
+        remedy=REMEDY,
     )
