@@ -111,7 +111,7 @@ def _composed_epsilon(
         if composition.gaussian_mu > 0:
             spectra.append((_spectrum("gaussian", composition.gaussian_mu, 1.0, grid), 1))
         # Gopi et al. 2021, Algorithm 1: a sum of losses is a product of spectra.
-        product = np.prod([spectrum.values**steps for spectrum, steps in spectra], axis=0)
+        product = np.prod([_power(spectrum.values, steps) for spectrum, steps in spectra], axis=0)
         points = 2 * grid.half
         # Point `half - 1` is loss 0: every addend after the first moved the sum by that much.
         moved = (sum(steps for _, steps in spectra) - 1) * (grid.half - 1) % points
@@ -128,6 +128,18 @@ def _composed_epsilon(
         return None
     ordered = math.isfinite(upper) and lower <= estimate <= upper
     return max(0.0, float(upper)) if ordered else None
+
+
+def _power(values: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128]:
+    """Raise to a whole power by squaring: numpy's own takes a logarithm of every complex number."""
+    result, square = np.ones_like(values), values
+    while exponent:
+        if exponent & 1:
+            result = result * square
+        exponent >>= 1
+        if exponent:
+            square = square * square
+    return result
 
 
 class _Grid(NamedTuple):

@@ -46,7 +46,12 @@ def run() -> list[Row]:
         )
         site.write(
             SiteSettings(name="bench", data=data, threads=1),
-            Policy(max_epsilon=study.privacy.target_epsilon, delta=study.privacy.target_delta),
+            Policy(
+                max_epsilon=study.privacy.target_epsilon,
+                delta=study.privacy.target_delta,
+                studies=(study.study_hash,),
+                code="any",
+            ),
         )
         return rows_of_child(__name__, "answer", str(site.path), environment=KEEP_MEMORY)
 
