@@ -9,7 +9,8 @@ from simulations.benchmarks import budget, client_memory
 def test_a_client_answers_in_the_memory_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_memory, "PATIENTS", 12)
     peak, before = client_memory.run()
-    assert peak["value"] > before["value"] > 0
+    # A process begins with the peak of the one that started it, which may be the whole suite's.
+    assert peak["value"] >= before["value"] > 0
 
 
 def test_the_budget_benchmark_answers_audits_and_counts(
