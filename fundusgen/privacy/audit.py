@@ -139,7 +139,7 @@ class Audit:
         ledger: The ledger as it was read.
         evidence: What it was held against.
         receipts: How they compare; None without receipts.
-        delta: At which every epsilon here holds.
+        delta: At which every epsilon here holds: the policy's, else that of the last event.
         policy: The policy that holds now, as far as known.
         periods: The policies that held, in order.
         totals: What was spent, by three accountants.
@@ -185,7 +185,6 @@ def audit_ledger(
     evidence: Evidence,
     *,
     site: str,
-    delta: float | None = None,
     progress: Callable[[str, float], None] = lambda _what, _share: None,
 ) -> Audit:
     """Check a ledger by everything that is at hand.
@@ -201,15 +200,14 @@ def audit_ledger(
         ledger: From `salvage`.
         evidence: What to hold it against.
         site: Name of the site.
-        delta: At which to count; the policy's where absent, else that of the last event.
         progress: Told what is being done, and the share of it that is done, in [0, 1].
 
     Raises:
-        AccountingError: delta is outside (0, 1), or no sound total was found.
+        AccountingError: No sound total was found.
     """
     periods = policy_periods(ledger)
     policy = evidence.policy or (periods[-1].policy if periods else None)
-    at = delta or (policy.delta if policy else None) or _last_delta(ledger)
+    at = policy.delta if policy else _last_delta(ledger)
     findings = [_of_flaw(flaw, ledger) for flaw in ledger.flaws]
     findings += _states(ledger) + _clock(ledger)
     reconciled = None

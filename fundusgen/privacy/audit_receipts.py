@@ -143,12 +143,8 @@ def audit_outbox(
 
 def _settled(ledger: Salvage, reconciled: Reconciliation) -> set[str]:
     """Receipts that the last repair has counted: that they did not follow each other is told."""
-    repairs = [remark.sequence for remark in ledger.remarks if remark.kind == "repaired"]
-    return {
-        receipt.digest
-        for receipt, row in reconciled.known
-        if row.event_id < max(repairs, default=0)
-    }
+    last = ledger.last_repair
+    return {receipt.digest for receipt, row in reconciled.known if row.event_id < last}
 
 
 def _epsilon(receipt: Receipt) -> list[Finding]:
@@ -212,8 +208,7 @@ def _against_row(ledger: Salvage, receipt: Receipt, row: LedgerRow) -> list[Find
                 **place,  # type: ignore[arg-type]
             )
         )
-    repairs = [remark.sequence for remark in ledger.remarks if remark.kind == "repaired"]
-    if row.event_id > max(repairs, default=0) and (less := beyond(then, receipt.spent)):
+    if row.event_id > ledger.last_repair and (less := beyond(then, receipt.spent)):
         found.append(
             finding(
                 "receipt-counts-less",

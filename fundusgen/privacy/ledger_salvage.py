@@ -68,6 +68,12 @@ class Salvage:
         return max((item.number for item in self.entries), default=0)
 
     @property
+    def last_repair(self) -> int:
+        """Number of the last entry that tells of a repair; 0 for none."""
+        repairs = (remark.sequence for remark in self.remarks if remark.kind == "repaired")
+        return max(repairs, default=0)
+
+    @property
     def events(self) -> tuple[Event, ...]:
         """Everything that counts as spent."""
         return self.events_until(None)

@@ -158,8 +158,7 @@ def events_then(ledger: Salvage, row: LedgerRow) -> tuple[Event, ...]:
     What a later repair has added belongs to that time as well: for an answer from before the
     last repair, everything that was counted by then.
     """
-    repairs = [remark.sequence for remark in ledger.remarks if remark.kind == "repaired"]
-    return ledger.events_until(max([row.event_id, *repairs]))
+    return ledger.events_until(max(row.event_id, ledger.last_repair))
 
 
 def _runs(strangers: Sequence[Receipt], known: set[str]) -> list[list[Receipt]]:
