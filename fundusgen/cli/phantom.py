@@ -36,6 +36,9 @@ def phantom(
             + "."
         ),
     ] = None,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Write masks/IMAGE_KIND.png: where each lesion is.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """Write a site folder of phantoms: images of both eyes of most patients, and manifest.csv."""
@@ -56,12 +59,13 @@ def phantom(
             size_px=size_px,
             camera_style=camera,
             conditions_mix=mix,
+            masks=masks,
             workers=workers,
             on_progress=lambda done, _: bar.update(task, completed=done),
         )
     typer.echo(
         f"{count} phantom images of {patients} patients ({camera}, {size_px} px) in {out}, "
-        f"listed in {out / MANIFEST_NAME}"
+        f"listed in {out / MANIFEST_NAME}" + (f", lesions in {out / 'masks'}" if masks else "")
     )
 
 

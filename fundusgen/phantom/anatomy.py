@@ -35,6 +35,7 @@ class Traits:
         artery_to_vein: Ratio of the widths of arteries and veins.
         tortuosity: Scale of the vessels' winding; 1 is a mean eye.
         fovea_drop_deg: How far the fovea lies below the disc's centre.
+        lens_density: How yellow and cloudy the lens has become, 0 (clear) to 1; without cataract.
     """
 
     age_years: int
@@ -46,6 +47,7 @@ class Traits:
     artery_to_vein: float
     tortuosity: float
     fovea_drop_deg: float
+    lens_density: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Anatomy:
         traits: What this eye shares with its fellow.
         disc: Optic disc and cup.
         macula_radius_deg: Radius at which the macular pigment has fallen to a quarter.
-        macula_depth: Optical density that the macula adds, 0.3 to 1.2.
+        macula_depth: Optical density that the macula adds, 0.3 to 1.4.
         foveal_reflex: Brightness of the reflex in the fovea, 0 to 1; young eyes.
         nerve_fibre_sheen: Brightness of the nerve-fibre layer's streaks, 0 to 1; young eyes.
         mottling: Contrast of the background's blotches.
@@ -102,7 +104,9 @@ def draw_traits(rng: np.random.Generator, age_years: int | None = None) -> Trait
     pigment = uniform(rng, 0.1, 1.0)
     # Fair and old eyes let the choroid shine through.
     old = min(max((age - 40) / 50, 0.0), 1.0)
-    visible = uniform(rng, 0.0, 0.75) * (1.25 - pigment) + 0.25 * old * uniform(rng, 0.0, 1.0)
+    # In most eyes they hardly do: the square of a uniform draw.
+    share = uniform(rng, 0.0, 1.0)
+    visible = 0.7 * share * share * (1.25 - pigment) + 0.25 * old * uniform(rng, 0.0, 1.0)
     return Traits(
         age_years=min(max(age, 18), 90),
         pigment=pigment,
@@ -113,6 +117,7 @@ def draw_traits(rng: np.random.Generator, age_years: int | None = None) -> Trait
         artery_to_vein=bell(rng, 0.68, 0.04),
         tortuosity=uniform(rng, 0.5, 1.7),
         fovea_drop_deg=bell(rng, 1.9, 0.6),
+        lens_density=_draw_lens(rng, age),
     )
 
 
@@ -135,7 +140,7 @@ def draw_anatomy(rng: np.random.Generator, eye: Eye, traits: Traits | None = Non
         traits=shared,
         disc=disc,
         macula_radius_deg=uniform(rng, 2.6, 4.2),
-        macula_depth=uniform(rng, 0.35, 0.85) + 0.25 * shared.pigment,
+        macula_depth=uniform(rng, 0.35, 1.05) + 0.25 * shared.pigment,
         foveal_reflex=uniform(rng, 0.0, 1.0) * youth,
         nerve_fibre_sheen=uniform(rng, 0.15, 1.0) * (0.25 + 0.75 * youth),
         mottling=uniform(rng, 0.4, 1.2),
@@ -149,6 +154,15 @@ def draw_anatomy(rng: np.random.Generator, eye: Eye, traits: Traits | None = Non
         ),
         texture_seed=whole(rng, 0, 2**31 - 1),
     )
+
+
+def _draw_lens(rng: np.random.Generator, age_years: int) -> float:
+    # The lens takes more blue light with every year (Pokorny et al., Appl Opt 26:1437, 1987);
+    # an artificial one takes none.
+    years = min(max((age_years - 20) / 55, 0.0), 1.0)
+    density = min(years * uniform(rng, 0.45, 1.35), 1.0)
+    is_replaced = float(rng.random()) < 0.3 * years * years
+    return 0.05 if is_replaced else density
 
 
 def _draw_disc(rng: np.random.Generator, traits: Traits) -> Disc:

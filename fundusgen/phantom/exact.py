@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[Any]
 
 _TWO_PI = 6.283185307179586
+_SQRT3 = 1.7320508075688772
 _LN2 = 0.6931471805599453
 # Coefficients of the Taylor series of exp, highest power first: |x| <= ln2 / 2 leaves 2e-7.
 _EXP_TAYLOR = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
@@ -39,14 +40,17 @@ def uniforms(rng: np.random.Generator, low: float, high: float, *shape: int) -> 
 
 def bell(rng: np.random.Generator, mean: float, sd: float) -> float:
     """Draw from a bounded bell curve: the sum of four uniforms, never beyond 3.5 sd."""
-    return float(bells(rng, mean, sd, 1)[0])
+    # The operations of `bells`, on single numbers: several times as fast.
+    one, two, three, four = rng.random(4).tolist()
+    total: float = ((one + two) + (three + four)) - 2.0
+    return mean + sd * _SQRT3 * total
 
 
 def bells(rng: np.random.Generator, mean: float, sd: float, *shape: int) -> Floats:
     """Draw an array from the bell curve of `bell` (Irwin-Hall with four terms)."""
     draws = rng.random((4, *shape))
     total = ((draws[0] + draws[1]) + (draws[2] + draws[3])) - 2.0
-    return np.asarray(mean + sd * 1.7320508075688772 * total)
+    return np.asarray(mean + sd * _SQRT3 * total)
 
 
 def whole(rng: np.random.Generator, low: int, high: int) -> int:

@@ -16,8 +16,12 @@ from fundusgen.phantom.view import View
 
 # Distance between sample points, in pixels.
 _STEP_PX = 0.9
-# Radius at which a vessel has about 3/4 of the density of a wide one, by eye.
-_HALF_DENSITY_DEG = 0.10
+# A vessel's depth at which it shows half the density of an endlessly wide one, by eye; and the
+# factor that gives a vein's trunk the density of 1.
+_HALF_DENSITY_DEG = 0.60
+_TRUNK_DENSITY = 2.4
+# What its reflex leaves of an artery's density.
+_ARTERY_SHARE = 0.8
 
 
 def pour_vessels(level: VesselLevel, view: View, radius_scale_VK: Floats) -> tuple[Floats, Floats]:
@@ -48,8 +52,10 @@ def pour_vessels(level: VesselLevel, view: View, radius_scale_VK: Floats) -> tup
     # Chord through a cylinder, scaled so that its mean over the width is 1.
     depth = np.sqrt(1 - lane * lane)
     depth = depth * (across / np.cumsum(depth)[-1])
-    # Arteries reflect the flash along their middle (the central light reflex).
-    reflex = 1 - 0.55 * clip01(1 - lane * lane * 9) if across > 2 else np.ones(1)
+    # Arteries reflect the flash along their middle (the central light reflex): the profile has a
+    # dip there, and as a whole they are paler, however many lanes draw them.
+    profile = depth * (1 - 1.4 * clip01(1 - lane * lane * 6))
+    profile = profile * (_ARTERY_SHARE * across / np.cumsum(profile)[-1])
 
     rest = t[None, None, :]
     radius = radius_VK[:, :-1, None] * (1 - rest) + radius_VK[:, 1:, None] * rest
@@ -59,10 +65,12 @@ def pour_vessels(level: VesselLevel, view: View, radius_scale_VK: Floats) -> tup
     y = (y_VK[:, :-1, None] + dy[:, :, None] * rest)[..., None] + dx[:, :, None, None] * shift
     # Beer and Lambert: a thin vessel is not only narrower but paler, its path of light is shorter.
     thin = radius * (1.6 / view.px_per_deg)
-    weight = (area * (thin / (thin + _HALF_DENSITY_DEG) * 1.25))[..., None] * depth
-    weight = np.where(artery_V[:, None, None, None], weight * reflex, weight)
+    weight = (area * (thin / (thin + _HALF_DENSITY_DEG) * _TRUNK_DENSITY))[..., None]
+    weight = weight * np.where(artery_V[:, None, None, None], profile, depth)
     canvas = np.broadcast_to(~artery_V[:, None, None, None], weight.shape)
-    return _pour(x, y, weight, canvas, view.size_px)
+    arteries_SS, veins_SS = _pour(x, y, weight, canvas, view.size_px)
+    # The reflex is light that has met no blood, and no brighter than that.
+    return np.maximum(arteries_SS, 0.0), veins_SS
 
 
 def _pour(x: Floats, y: Floats, weight: Floats, second: Floats, size: int) -> tuple[Floats, Floats]:

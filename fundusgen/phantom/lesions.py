@@ -2,7 +2,11 @@
 
 Second step of the simulator: `draw_lesions` takes a condition and a healthy eye. Diabetic grades
 follow the international clinical scale (Wilkinson et al., Ophthalmology 110:1677, 2003): dr1
-microaneurysms only; dr2 more than that; dr3 the 4-2-1 rule; dr4 new vessels or preretinal blood.
+microaneurysms only; dr2 more than that, without what makes dr3; dr3 the 4-2-1 rule, of which one
+part would do and all are drawn: blood in four quadrants, venous beading in two or more,
+intraretinal microvascular abnormalities (IRMA) in one or more; dr4 new vessels, with or without
+preretinal blood. Macular degeneration has the stages of the Beckman classification (Ferris et al.,
+Ophthalmology 120:844, 2013), with drusen of 63 and 125 um as borders; 288 um are a degree.
 
 Positions and sizes are degrees of visual angle as in `anatomy`. N spots of a kind.
 """
@@ -22,9 +26,11 @@ from fundusgen.phantom.spots import (
     around_disc,
     around_fovea,
     exudates,
+    in_every_quadrant,
     joined,
     laser_scars,
     new_vessel_tufts,
+    quadrants,
     scattered,
 )
 from fundusgen.phantom.vessels import VesselLevel
@@ -39,6 +45,8 @@ class Lesions:
         spots: Spots by kind; the kinds are the keys of `fundusgen.phantom.looks.LOOKS`.
         new_vessels: Neovascular tufts and IRMA, or None.
         venous_beading: Relative amplitude of the veins' beading.
+        beaded: Quadrants with beaded veins, numbered as by `fundusgen.phantom.spots.quadrants`.
+        nicking: How far veins are pinched where an artery crosses them, 0 to 1.
         artery_scale: Factor on the arteries' width.
         tessellation: Added to the patient's; myopia thins the pigment.
         cup_ratio: Cup-to-disc ratio where disease sets it.
@@ -52,6 +60,8 @@ class Lesions:
     spots: Mapping[str, Spots] = field(default_factory=lambda: MappingProxyType({}))
     new_vessels: VesselLevel | None = None
     venous_beading: float = 0.0
+    beaded: tuple[int, ...] = ()
+    nicking: float = 0.0
     artery_scale: float = 1.0
     tessellation: float = 0.0
     cup_ratio: float | None = None
@@ -74,6 +84,19 @@ def draw_lesions(rng: np.random.Generator, condition: str, anatomy: Anatomy) -> 
     """
     check_conditions([condition])
     return _DRAW[condition](rng, anatomy)
+
+
+def meets_4_2_1(lesions: Lesions) -> bool:
+    """Say whether lesions are severe by all three parts of the 4-2-1 rule, short of new vessels.
+
+    Two haemorrhages a quadrant are asked for, not the twenty of the original: a photograph shows
+    the posterior pole alone, and at most 256 px of it.
+    """
+    blood = lesions.spots.get("haemorrhage")
+    if blood is None or lesions.new_vessels is None:
+        return False
+    counts = np.bincount(quadrants(blood.centre_N2), minlength=4)
+    return bool((counts >= 2).all()) and lesions.venous_beading > 0 and len(lesions.beaded) >= 2
 
 
 def check_conditions(conditions: object) -> None:
@@ -110,18 +133,22 @@ def _dr2(rng: np.random.Generator, anatomy: Anatomy) -> Lesions:
 
 
 def _dr3(rng: np.random.Generator, anatomy: Anatomy) -> Lesions:
+    spots = _background(rng, anatomy, 1.6)
+    blots = in_every_quadrant(rng, anatomy, whole(rng, 2, 7), (0.2, 0.7), (0.55, 0.95))
+    spots["haemorrhage"] = joined(spots["haemorrhage"], blots)
     return Lesions(
         "dr3",
-        _kept(**_background(rng, anatomy, 2.2)),
+        _kept(**spots),
         new_vessels=new_vessel_tufts(rng, anatomy, whole(rng, 1, 3), at_disc=0.0, size_deg=1.6),
         venous_beading=uniform(rng, 0.2, 0.45),
+        beaded=_beaded(rng, whole(rng, 2, 4)),
     )
 
 
 def _dr4(rng: np.random.Generator, anatomy: Anatomy) -> Lesions:
     spots = _background(rng, anatomy, uniform(rng, 0.7, 2.0))
-    blood = whole(rng, 0, 2)
-    spots["preretinal"] = scattered(rng, anatomy, blood, (1.6, 4.2), (0.8, 1.0))
+    blood = max(whole(rng, -1, 2), 0)
+    spots["preretinal"] = scattered(rng, anatomy, blood, (1.6, 4.5), (0.65, 1.0))
     if uniform(rng, 0, 1) < 0.35:
         spots["laser_scar"] = laser_scars(rng, anatomy)
     return Lesions(
@@ -129,18 +156,25 @@ def _dr4(rng: np.random.Generator, anatomy: Anatomy) -> Lesions:
         _kept(**spots),
         new_vessels=new_vessel_tufts(rng, anatomy, whole(rng, 2, 5), at_disc=0.5, size_deg=3.2),
         venous_beading=uniform(rng, 0.0, 0.4),
+        beaded=_beaded(rng, whole(rng, 1, 4)),
         haze=uniform(rng, 0.0, 0.12),
     )
 
 
 def _amd(rng: np.random.Generator, anatomy: Anatomy) -> Lesions:
     stage = uniform(rng, 0, 1)
-    drusen = around_fovea(rng, whole(rng, 25, 90), 6.5, (0.10, 0.42), (0.35, 0.9))
-    if stage < 0.6:
-        return Lesions("amd", _kept(drusen=drusen))
-    if stage < 0.8:
+    if stage < 0.3:
+        # Early: drusen of medium size and no change of the pigment.
+        medium = around_fovea(rng, whole(rng, 10, 45), 6.0, (0.11, 0.22), (0.35, 0.85))
+        return Lesions("amd", _kept(drusen=medium))
+    drusen = around_fovea(rng, whole(rng, 25, 90), 6.5, (0.12, 0.45), (0.35, 0.9))
+    pigment = around_fovea(rng, whole(rng, 0, 8), 4.0, (0.12, 0.4), (0.3, 0.8))
+    if stage < 0.65:
+        return Lesions("amd", _kept(drusen=drusen, pigment=pigment))
+    # Late: atrophy, or a scar with blood of vessels that grew under the macula.
+    if stage < 0.82:
         patch = around_fovea(rng, whole(rng, 1, 3), 1.6, (1.2, 3.0), (0.6, 0.95))
-        return Lesions("amd", _kept(drusen=drusen, atrophy=patch))
+        return Lesions("amd", _kept(drusen=drusen, pigment=pigment, atrophy=patch))
     scar = around_fovea(rng, 1, 1.2, (1.4, 3.2), (0.55, 0.9))
     blood = around_fovea(rng, whole(rng, 1, 3), 3.4, (0.8, 2.4), (0.6, 0.95))
     return Lesions("amd", _kept(drusen=drusen, exudate_plaque=scar, haemorrhage=blood))
@@ -188,6 +222,7 @@ def _hypertension(rng: np.random.Generator, anatomy: Anatomy) -> Lesions:
         "hypertension",
         _kept(haemorrhage=flames, cotton_wool=wool),
         artery_scale=uniform(rng, 0.55, 0.78),
+        nicking=uniform(rng, 0.3, 0.8),
     )
 
 
@@ -221,6 +256,11 @@ def _background(rng: np.random.Generator, anatomy: Anatomy, load: float) -> dict
         "exudate": exudates(rng, anatomy, whole(rng, 0, 2 + int(2 * load)), load),
         "cotton_wool": along_fibres(rng, anatomy, wool, (0.55, 1.1)),
     }
+
+
+def _beaded(rng: np.random.Generator, count: int) -> tuple[int, ...]:
+    order = np.argsort(rng.random(4), kind="stable")
+    return tuple(sorted(order[:count].tolist()))
 
 
 def _kept(**spots: Spots) -> Mapping[str, Spots]:

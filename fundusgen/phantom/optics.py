@@ -14,43 +14,50 @@ from fundusgen.phantom.lesions import Lesions
 
 _STRAY_COLOUR = (0.72, 0.74, 0.34)
 _HAZE_COLOUR = (0.42, 0.36, 0.25)
-_REFLEX_COLOUR = (0.55, 0.60, 0.68)
+_REFLEX_COLOUR = (0.55, 0.54, 0.56)
 # The choroid's light is red; the retina in front of it sends back green and blue on its own.
-_GLOW = (0.55, 0.12, 0.0)
-_BLACK = 3.0 / 255
+_GLOW = (0.42, 0.14, 0.0)
+# What an old but clear lens does: blue and green it takes, haze and blur (degrees) it adds.
+_LENS_LOSS = (0.04, 0.16, 0.74)
+_LENS_HAZE = 0.08
+_LENS_BLUR_DEG = 0.13
 
 
-def photograph(light_CSS: Floats, camera: Camera, lesions: Lesions) -> NDArray[np.uint8]:
+def photograph(
+    light_CSS: Floats, camera: Camera, lesions: Lesions, lens_density: float
+) -> NDArray[np.uint8]:
     """Turn the retina's light into a photograph.
 
     Args:
         light_CSS: Reflected light relative to a mean fundus, float32.
         camera: The photograph's camera.
-        lesions: For what a cloudy lens does.
+        lesions: For what a cataract does.
+        lens_density: What age has done to the lens, 0 to 1.
 
     Returns:
         (S, S, C) uint8, black outside the field of view.
     """
     size = light_CSS.shape[1]
-    rng = np.random.Generator(np.random.PCG64(camera.noise_seed))
+    rng = np.random.Generator(np.random.PCG64(camera.cloud_seed))
     pixels = (((np.arange(size) + 0.5) / size * 2 - 1) / camera.field_radius).astype(np.float32)
     x, y = pixels[None, :], pixels[:, None]
     px_per_deg = size * camera.field_radius / camera.field_deg
     light = light_CSS * _illumination(rng, camera, x, y)
     light *= 1 + _per_colour(_clouds(rng, x, 0.2) - 0.45 * (x * x + y * y), camera.glow)
-    light = blur(light, camera.blur_deg * px_per_deg)
-    if lesions.blur_deg:
-        light = blur(light, lesions.blur_deg * px_per_deg)
+    # Blurs one after the other add their squares.
+    lens_blur_deg = _LENS_BLUR_DEG * lens_density
+    spread = camera.blur_deg * camera.blur_deg + lens_blur_deg * lens_blur_deg
+    spread += lesions.blur_deg * lesions.blur_deg
+    light = blur(light, float(np.sqrt(spread)) * px_per_deg)
     yellow = lesions.yellowing
-    colour = np.array(camera.colour) * np.array(
-        [1 - 0.1 * yellow, 1 - 0.25 * yellow, 1 - 0.6 * yellow]
-    )
+    colour = np.array(camera.colour) * _through_lens(lens_density, yellow)
     light *= colour.astype(np.float32)[:, None, None]
-    _add_stray_light(light, camera, lesions, x, y, yellow)
+    haze = 1 - (1 - camera.haze) * (1 - lesions.haze) * (1 - _LENS_HAZE * lens_density)
+    _add_stray_light(light, camera, haze, colour, lens_density, x, y)
     picture = _tone(light, camera.contrast)
-    picture += _noise(rng, camera, size)
+    picture += _noise(camera, size)
     frame = _frame(camera, x, y, size)
-    picture = (picture - _BLACK) * frame + _BLACK
+    picture *= frame
     return np.ascontiguousarray(
         np.floor(clip01(picture) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
     )
@@ -87,6 +94,7 @@ def _illumination(rng: np.random.Generator, camera: Camera, x: Floats, y: Floats
     # Bounded: an eye that moved leaves one side dim, not black.
     tilt = 1 + 0.85 * slope / (1 + np.abs(slope))
     clouds = _clouds(rng, x, 0.5) * camera.patchiness
+    clouds = clouds / (1 + 0.5 * np.abs(clouds))
     return np.asarray(np.maximum(even * tilt * (1 + clouds), 0.04).astype(np.float32))
 
 
@@ -109,10 +117,22 @@ def _clouds(rng: np.random.Generator, x: Floats, brighter: float) -> Floats:
     return np.maximum(depth, -0.9)
 
 
+def _through_lens(lens_density: float, yellowing: float) -> Floats:
+    age = 1 - np.array(_LENS_LOSS) * lens_density
+    cataract = np.array([1 - 0.1 * yellowing, 1 - 0.25 * yellowing, 1 - 0.6 * yellowing])
+    # The light passes the lens twice.
+    return np.asarray(age * age * cataract)
+
+
 def _add_stray_light(
-    light: Floats, camera: Camera, lesions: Lesions, x: Floats, y: Floats, yellow: float
+    light: Floats,
+    camera: Camera,
+    haze: float,
+    colour: Floats,
+    lens_density: float,
+    x: Floats,
+    y: Floats,
 ) -> None:
-    haze = 1 - (1 - camera.haze) * (1 - lesions.haze)
     square = x * x + y * y
     radius = np.sqrt(square)
     veil_share = haze * (0.5 + 0.5 * np.minimum(square, 1.2))
@@ -121,12 +141,12 @@ def _add_stray_light(
     rim = clip01((radius - 0.55) * 2.2)
     crescent = rim * rim * facing * facing * strength
     spot_strength, spot_x, spot_y = camera.reflex
-    dx, dy = (x - spot_x) * 14, (y - spot_y) * 14
+    dx, dy = (x - spot_x) * 13, (y - spot_y) * 7
     spot = hat((dx * dx + dy * dy) * 0.5) * spot_strength
     # The haze is lit by the fundus itself and by the flash: half its colour is the picture's.
     for channel in range(3):
-        veil = _HAZE_COLOUR[channel] * (1 - 0.5 * yellow * channel / 2)
-        veil = 0.5 * veil + 0.6 * camera.colour[channel]
+        veil = 0.25 * _HAZE_COLOUR[channel] * (1 - _LENS_LOSS[channel] * lens_density)
+        veil += 0.85 * float(colour[channel])
         plane = light[channel]
         plane += (veil - plane) * veil_share
         plane += (_STRAY_COLOUR[channel] - plane) * crescent
@@ -138,13 +158,13 @@ def _tone(light: Floats, contrast: float) -> Floats:
     """Encode linear light: a root for gamma, a slope about mid-grey, a shoulder at the top."""
     encoded = np.sqrt(np.maximum(light, 0.0))
     encoded = (encoded - 0.42) * contrast + 0.42
-    over = np.maximum(encoded - 0.8, 0.0) * 5
-    return np.asarray(np.minimum(np.maximum(encoded, 0.0), 0.8) + 0.2 * over / (1 + over))
+    over = np.maximum(encoded - 0.86, 0.0) * (1 / 0.14)
+    return np.asarray(np.minimum(np.maximum(encoded, 0.0), 0.86) + 0.14 * over / (1 + over))
 
 
-def _noise(rng: np.random.Generator, camera: Camera, size: int) -> Floats:
+def _noise(camera: Camera, size: int) -> Floats:
     """Grain as the sum of whole random bytes; coarser pictures average more of it away."""
-    raw = rng.bit_generator.random_raw(3 * ((size * size + 7) // 8) * 4)
+    raw = np.random.PCG64(camera.noise_seed).random_raw(3 * ((size * size + 7) // 8) * 4)
     grain = np.asarray(raw, dtype="<u8").view(np.uint8).reshape(4, 3, -1)[:, :, : size * size]
     total = grain[0].astype(np.int16) + grain[1] + grain[2] + grain[3] - 510
     sd = camera.noise * float(np.sqrt(size / 256))
@@ -160,6 +180,6 @@ def _frame(camera: Camera, x: Floats, y: Floats, size: int) -> Floats:
     frame = clip01((1 - radius) * per_radius + 0.5)
     frame = frame * clip01((camera.cut - np.abs(y)) * per_radius + 0.5)
     if camera.notch:
-        dx, dy = x - 0.79, y + 0.66
+        dx, dy = x - 0.765, y + 0.635
         frame = np.maximum(frame, clip01((0.05 - np.sqrt(dx * dx + dy * dy)) * per_radius + 0.5))
     return frame

@@ -123,6 +123,16 @@ def draw_phantom(seed: int, number: int, condition: str, camera_style: str) -> P
     return _draw_eye(key, eye, condition, traits, exposure)
 
 
+def drawn_eye(seed: int, number: int) -> Eye:
+    """Return which eye `draw_phantom` draws for a seed and a number, without drawing it.
+
+    Raises:
+        DataError: A negative seed or number.
+    """
+    _check_seed(seed, number)
+    return EYES[whole(_rng(seed, number, _Stream.COLLECTION, _Stream.RECORD), 0, 1)]
+
+
 def check_mix(conditions_mix: Mapping[str, float]) -> None:
     """Refuse a mix of conditions that cannot be drawn from.
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from fundusgen.errors import DataError
 from fundusgen.phantom.anatomy import Anatomy
 from fundusgen.phantom.camera import Camera
+from fundusgen.phantom.exact import clip01
+from fundusgen.phantom.ink import pour_vessels
 from fundusgen.phantom.lesions import Lesions
 from fundusgen.phantom.optics import photograph
 from fundusgen.phantom.retina import draw_retina
@@ -56,7 +58,8 @@ def render(phantom: Phantom, size_px: int) -> NDArray[np.uint8]:
     """
     view = _view(phantom, size_px)
     retina = draw_retina(phantom.anatomy, phantom.lesions, view)
-    return photograph(retina.light_CSS, phantom.camera, phantom.lesions)
+    lens_density = phantom.anatomy.traits.lens_density
+    return photograph(retina.light_CSS, phantom.camera, phantom.lesions, lens_density)
 
 
 def lesion_masks(phantom: Phantom, size_px: int) -> dict[str, NDArray[np.uint8]]:
@@ -67,15 +70,19 @@ def lesion_masks(phantom: Phantom, size_px: int) -> dict[str, NDArray[np.uint8]]
         size_px: Side of the masks, 16 to 2048.
 
     Returns:
-        (size_px, size_px) uint8 for each kind present: cover from 0 to 255.
+        (size_px, size_px) uint8 for each kind present: cover from 0 to 255. The kinds are those
+        of `fundusgen.phantom.looks.LOOKS`, and `new_vessels` for tufts and IRMA.
 
     Raises:
         DataError: The size is out of range.
     """
-    retina = draw_retina(phantom.anatomy, phantom.lesions, _view(phantom, size_px))
-    return {
-        kind: np.floor(cover * 255 + 0.5).astype(np.uint8) for kind, cover in retina.lesions.items()
-    }
+    view = _view(phantom, size_px)
+    covers = dict(draw_retina(phantom.anatomy, phantom.lesions, view).lesions)
+    tufts = phantom.lesions.new_vessels
+    if tufts is not None:
+        arteries, veins = pour_vessels(tufts, view, np.ones_like(tufts.radius_VK))
+        covers["new_vessels"] = clip01(arteries + veins)
+    return {kind: np.floor(cover * 255 + 0.5).astype(np.uint8) for kind, cover in covers.items()}
 
 
 def check_size(size_px: int) -> None:

@@ -16,8 +16,9 @@ from fundusgen.phantom.exact import Floats, clip01, exp, falloff, hat
 from fundusgen.phantom.ink import pour_vessels
 from fundusgen.phantom.lesions import Lesions
 from fundusgen.phantom.looks import LOOKS
+from fundusgen.phantom.spots import quadrants
 from fundusgen.phantom.stamps import stamp_spots
-from fundusgen.phantom.texture import diamond_angle, mottling, polar_ridges
+from fundusgen.phantom.texture import diamond_angle, mottling, streams
 from fundusgen.phantom.vessels import VesselLevel
 from fundusgen.phantom.view import View
 
@@ -25,12 +26,12 @@ from fundusgen.phantom.view import View
 # the macular pigment is yellow, it takes blue (Delori and Pflibsen, Appl Opt 28:1061, 1989).
 _MELANIN = (0.62, 0.80, 0.85)
 _MACULA = (0.55, 0.95, 0.85)
-_ARTERY = (0.13, 0.62, 0.42)
-_VEIN = (0.42, 1.05, 0.70)
-_CHOROID = (-0.22, -0.34, -0.22)
+_ARTERY = (0.08, 0.52, 0.30)
+_VEIN = (0.20, 0.68, 0.38)
+_CHOROID = (-0.38, -0.33, -0.14)
 # Reflectance of rim and cup relative to the fundus.
-_RIM = (1.9, 2.75, 2.5)
-_CUP = (2.8, 7.5, 10.0)
+_RIM = (2.4, 2.5, 2.6)
+_CUP = (3.8, 4.8, 6.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +61,12 @@ def draw_retina(anatomy: Anatomy, lesions: Lesions, view: View) -> Retina:
     y_S = (pixels + view.centre_deg[1]).astype(np.float32)
     x, y = x_S[None, :], y_S[:, None]
 
-    fine = mottling(rng, 0.6, x_S, y_S)
+    # Blotches finer than a pixel average out within it.
+    seen = min(view.px_per_deg * (1 / 5), 1.0)
+    fine = mottling(rng, 0.6, x_S, y_S) * seen
     rough = 0.45 * fine + 0.8 * mottling(rng, 1.7, x_S, y_S)
     light = exp(-_background_density(rng, anatomy, lesions, x, y, x_S, y_S, fine))
-    _add_sheen(light, rng, anatomy, x, y)
+    _add_sheen(light, rng, anatomy, x, y, rough)
     covers = {
         kind: stamp_spots(
             lesions.spots[kind],
@@ -97,32 +100,37 @@ def _background_density(
     fine: Floats,
 ) -> Floats:
     traits = anatomy.traits
-    blotches = mottling(rng, 7.0, x_S, y_S) * 0.16 + mottling(rng, 2.2, x_S, y_S) * 0.11
+    blotches = mottling(rng, 7.0, x_S, y_S) * 0.11 + mottling(rng, 2.2, x_S, y_S) * 0.09
     melanin = (blotches + fine * 0.07) * anatomy.mottling
     square = x * x + y * y
     # The pigment epithelium is taller and darker all over the macula.
-    melanin = melanin + (0.12 + 0.16 * traits.pigment) * falloff(square * (1 / 64))
+    melanin = melanin + (0.16 + 0.20 * traits.pigment) * falloff(square * (1 / 64))
     near = anatomy.macula_radius_deg * anatomy.macula_radius_deg
-    macula = anatomy.macula_depth * falloff(square * (0.55 / near))
+    # A dark spot in a wide soft shade.
+    spot = 0.62 * falloff(square * (1.7 / near)) + 0.48 * falloff(square * (0.28 / near))
+    macula = anatomy.macula_depth * spot
     density = _per_channel(melanin, _MELANIN) + _per_channel(macula, _MACULA)
 
     shows = min(traits.tessellation + lesions.tessellation, 1.2)
-    warp_x = mottling(rng, 6.0, x_S, y_S) * 1.1
-    warp_y = mottling(rng, 6.0, x_S, y_S) * 1.1
-    # Choroidal vessels fan out from the macula and the disc towards the vortex veins.
-    vessels = polar_ridges(rng, x - 5 + warp_x, y + warp_y, 52, 9.0)
+    # Choroidal vessels run to the vortex veins, above and below, and cross about the horizon; they
+    # show away from the macula, and here and there more.
+    bend = mottling(rng, 6.0, x_S, y_S) * 0.75 + mottling(rng, 2.3, x_S, y_S) * 0.28
+    width = mottling(rng, 1.9, x_S, y_S)
+    upper = streams(x + 7, y + 40, bend, width) * clip01(0.55 - y * (1 / 14))
+    lower = streams(x + 3, 42 - y, 0.4 - bend, width) * clip01(0.55 + y * (1 / 14))
+    net = np.maximum(upper, lower)
     away = clip01(square * (1 / 150)) * 0.85 + 0.15
     away = away * clip01(0.75 + 0.8 * mottling(rng, 12.0, x_S, y_S))
-    density += _per_channel((vessels - 0.33) * (away * shows * 1.6), _CHOROID)
+    density += _per_channel((net - 0.35) * (away * shows), _CHOROID)
     reflex = hat(square * (1 / 0.35)) * (0.35 * anatomy.foveal_reflex)
     density -= reflex
     return density
 
 
 def _add_sheen(
-    light: Floats, rng: np.random.Generator, anatomy: Anatomy, x: Floats, y: Floats
+    light: Floats, rng: np.random.Generator, anatomy: Anatomy, x: Floats, y: Floats, rough: Floats
 ) -> None:
-    """Brighten the arcuate bundles of nerve fibres above and below the disc."""
+    """Brighten the nerve fibres: arcuate bundles, their mass at the disc, and the macula's rim."""
     dx, dy = x - anatomy.disc.x_deg, y - anatomy.disc.y_deg
     square = dx * dx + dy * dy
     streaks = rng.random(99).astype(np.float32)
@@ -133,7 +141,14 @@ def _add_sheen(
     vertical = dy * dy / (square + 0.5)
     sheen = (0.35 + 0.9 * streak) * vertical * falloff(square * (1 / 110))
     sheen = sheen * (0.30 * anatomy.nerve_fibre_sheen)
-    light += _per_channel(sheen, (0.35, 0.7, 1.0))
+    # The inner limiting membrane glitters where the retina rises around the macula.
+    from_fovea = np.sqrt(x * x + y * y)
+    ring = (from_fovea - 7.0) * (1 / 5.0)
+    glitter = hat(ring * ring) * clip01(rough) * (0.35 * anatomy.nerve_fibre_sheen)
+    light += _per_channel(sheen + glitter, (0.35, 0.7, 1.0))
+    # Towards the disc the fibres lie thicker, and all of it is lighter.
+    mass = falloff(square * (1 / 90)) * (0.6 + 0.9 * anatomy.nerve_fibre_sheen)
+    light *= 1 + _per_channel(mass, (0.24, 0.34, 0.40))
 
 
 def _cover_by_lesions(light: Floats, covers: dict[str, Floats], *, under_disc: bool) -> None:
@@ -172,8 +187,12 @@ def _add_disc(
 def _vessel_density(anatomy: Anatomy, lesions: Lesions, view: View) -> Floats:
     arteries = np.zeros((view.size_px, view.size_px), dtype=np.float32)
     veins = np.zeros_like(arteries)
+    trunks = anatomy.vessels[0]
     for level in anatomy.vessels:
-        artery, vein = pour_vessels(level, view, _radius_scale(level, lesions))
+        scale_VK = _radius_scale(level, lesions)
+        if level is trunks and lesions.nicking:
+            scale_VK = scale_VK * _pinched(trunks, anatomy, lesions.nicking)
+        artery, vein = pour_vessels(level, view, scale_VK)
         arteries += artery
         veins += vein
     if lesions.new_vessels is not None:
@@ -184,14 +203,32 @@ def _vessel_density(anatomy: Anatomy, lesions: Lesions, view: View) -> Floats:
     # Where vessels lie over each other the light meets little more blood than in one.
     density = _per_channel(_soft_limit(arteries), _ARTERY)
     density += _per_channel(_soft_limit(veins), _VEIN)
-    return density
+    # What an old lens scatters veils the finest detail first.
+    return np.asarray(density * (1.3 - 0.65 * anatomy.traits.lens_density))
 
 
 def _radius_scale(level: VesselLevel, lesions: Lesions) -> Floats:
-    radius_VK = level.radius_VK
-    steps = np.arange(radius_VK.shape[1])
+    steps = np.arange(level.radius_VK.shape[1])
     beads = np.where(steps % 3 == 0, 1.0, -0.5) * lesions.venous_beading
-    return np.where(level.artery_V[:, None], lesions.artery_scale, 1 + beads[None, :])
+    beaded = np.zeros(4)
+    beaded[list(lesions.beaded)] = 1.0
+    beads_VK = beads[None, :] * beaded[quadrants(level.points_VK2)]
+    return np.where(level.artery_V[:, None], lesions.artery_scale, 1 + beads_VK)
+
+
+def _pinched(trunks: VesselLevel, anatomy: Anatomy, nicking: float) -> Floats:
+    """Narrow veins where a stiff artery crosses them, at 5 degrees and more from the disc."""
+    arteries_N2 = trunks.points_VK2[trunks.artery_V].reshape(-1, 2)
+    veins_M2 = trunks.points_VK2[~trunks.artery_V].reshape(-1, 2)
+    dx_MN = veins_M2[:, :1] - arteries_N2[:, 0]
+    dy_MN = veins_M2[:, 1:] - arteries_N2[:, 1]
+    nearest_M = (dx_MN * dx_MN + dy_MN * dy_MN).min(axis=1)
+    dx_M, dy_M = veins_M2[:, 0] - anatomy.disc.x_deg, veins_M2[:, 1] - anatomy.disc.y_deg
+    outside_M = dx_M * dx_M + dy_M * dy_M > 25.0
+    scale_VK = np.ones_like(trunks.radius_VK)
+    pinched_M = 1 - hat(nearest_M * (1 / 0.49)) * outside_M * nicking
+    scale_VK[~trunks.artery_V] = pinched_M.reshape(-1, scale_VK.shape[1])
+    return scale_VK
 
 
 def _soft_limit(cover: Floats) -> Floats:

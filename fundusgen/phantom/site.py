@@ -26,7 +26,7 @@ from fundusgen.phantom.patients import (
     dr_grade,
     draw_patient,
 )
-from fundusgen.phantom.render import check_size, render
+from fundusgen.phantom.render import check_size, lesion_masks, render
 from fundusgen.phantom.workers import ordered_map
 
 MANIFEST_NAME = "manifest.csv"
@@ -60,10 +60,11 @@ def write_site_folder(
     camera_style: str = "amber",
     conditions_mix: Mapping[str, float] | None = None,
     both_eyes_rate: float = 0.9,
+    masks: bool = False,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write a phantom hospital: `images/*.png` and `manifest.csv`.
+    """Write a phantom hospital: `images/*.png`, `manifest.csv` and, if asked for, `masks/*.png`.
 
     The folder takes its name when it is complete. PNG, because JPEG decoders differ in the last
     bit: the pixels of a seed are the same on any machine, and so is the manifest.
@@ -76,6 +77,8 @@ def write_site_folder(
         camera_style: A key of `fundusgen.phantom.camera.CAMERA_STYLES`.
         conditions_mix: Weight of each condition; `DEFAULT_MIX` where None.
         both_eyes_rate: Share of patients with both eyes photographed, 0 to 1.
+        masks: Write where each kind of lesion is: `masks/<image>_<kind>.png` in grey, 255 where it
+            covers the pixel fully; kinds that an eye does not have get no file.
         workers: Processes.
         on_progress: Called with the patients written and their total.
 
@@ -95,8 +98,10 @@ def write_site_folder(
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=folder.parent))
     try:
         (unfinished / "images").mkdir()
+        if masks:
+            (unfinished / "masks").mkdir()
         write = partial(
-            _write_patient, unfinished, seed, size_px, camera_style, mix, both_eyes_rate
+            _write_patient, unfinished, seed, size_px, camera_style, mix, both_eyes_rate, masks
         )
         rows: list[Row] = []
         with ordered_map(workers) as apply:
@@ -121,6 +126,7 @@ def _write_patient(
     camera_style: str,
     mix: Mapping[str, float],
     both_eyes_rate: float,
+    masks: bool,
     patient_number: int,
 ) -> list[Row]:
     patient = draw_patient(seed, patient_number, mix, camera_style)
@@ -128,7 +134,12 @@ def _write_patient(
     for eye in _photographed(seed, patient_number, both_eyes_rate):
         row = _row(patient, eye)
         image_SSC = render(patient.eyes[eye], size_px)
-        Image.fromarray(image_SSC).save(folder / str(row["file"]), compress_level=_PNG_LEVEL)
+        image = folder / str(row["file"])
+        Image.fromarray(image_SSC).save(image, compress_level=_PNG_LEVEL)
+        if masks:
+            for kind, mask_SS in lesion_masks(patient.eyes[eye], size_px).items():
+                mask = folder / "masks" / f"{image.stem}_{kind}.png"
+                Image.fromarray(mask_SS).save(mask, compress_level=_PNG_LEVEL)
         rows.append(row)
     return rows
 

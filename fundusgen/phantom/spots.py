@@ -42,6 +42,27 @@ def scattered(
     return _spots(rng, off_disc(centre, anatomy), radius, strength)
 
 
+def in_every_quadrant(
+    rng: np.random.Generator,
+    anatomy: Anatomy,
+    each: int,
+    radius: tuple[float, float],
+    strength: tuple[float, float],
+) -> Spots:
+    """Draw equally many spots in each quadrant around the fovea, off the disc."""
+    x = np.abs(bells(rng, 6.0, 3.6, 4 * each)) + 1.0
+    # At 2 degrees and more from the horizon, keeping off the disc changes no quadrant.
+    y = np.abs(bells(rng, 4.5, 3.6, 4 * each)) + 2.0
+    number = np.arange(4 * each) % 4
+    centre = np.stack([np.where(number % 2 == 1, x, -x), np.where(number >= 2, y, -y)], axis=1)
+    return _spots(rng, off_disc(centre, anatomy), radius, strength)
+
+
+def quadrants(centre_N2: Floats) -> Floats:
+    """Number the quadrants around the fovea: 1 is added for nasal, 2 for below."""
+    return (centre_N2[..., 0] > 0).astype(np.int64) + 2 * (centre_N2[..., 1] > 0)
+
+
 def around_fovea(
     rng: np.random.Generator,
     count: int,

@@ -6,7 +6,7 @@ size of the picture. Coordinates are degrees of visual angle on the retina.
 
 import numpy as np
 
-from fundusgen.phantom.exact import Floats
+from fundusgen.phantom.exact import Floats, clip01
 
 # The part of the retina that any field of view can show, in degrees from the fovea.
 REACH_DEG = 48.0
@@ -33,36 +33,21 @@ def mottling(
     return _spline(along_rows.T, (x_S + REACH_DEG) / cell_deg).T
 
 
-def polar_ridges(
-    rng: np.random.Generator, x_SS: Floats, y_SS: Floats, petals: int, ring_deg: float
-) -> Floats:
-    """Draw streaks that run outwards from the origin of the coordinates.
+def streams(x_SS: Floats, y_SS: Floats, bend_SS: Floats, width_SS: Floats) -> Floats:
+    """Draw ribbons that run outwards from the origin of the coordinates and wind on their way.
 
     Args:
-        rng: Source of the grid.
         x_SS: Position to the side, in degrees.
         y_SS: Position downwards, in degrees.
-        petals: Number of grid cells around the circle; must be a multiple of 4.
-        ring_deg: Length of a streak in degrees.
+        bend_SS: Winding as a share of the ribbons' distance.
+        width_SS: Widening and narrowing, -1 to 1; where it is low a ribbon is interrupted.
 
     Returns:
-        (S, S) float32 in 0 to 1, high on the streaks.
+        (S, S) float32 in 0 to 1, high on the ribbons.
     """
-    rings = int(2 * REACH_DEG / ring_deg) + 3
-    grid = rng.random((rings, petals)).astype(np.float32)
-    ring = (np.abs(x_SS) + np.abs(y_SS)) * (0.8 / ring_deg)
-    angle = diamond_angle(x_SS, y_SS) * (petals / 4)
-    ring_index, angle_index = ring.astype(np.int32), angle.astype(np.int32)
-    ring_rest, angle_rest = _ease(ring - ring_index), _ease(angle - angle_index)
-    ring_index = np.minimum(ring_index, rings - 2)
-    flat = grid.reshape(-1)
-    here, there = angle_index % petals, (angle_index + 1) % petals
-    near = ring_index * petals
-    far = near + petals
-    inner = flat[near + here] * (1 - angle_rest) + flat[near + there] * angle_rest
-    outer = flat[far + here] * (1 - angle_rest) + flat[far + there] * angle_rest
-    ridge = 1 - np.abs(2 * (inner * (1 - ring_rest) + outer * ring_rest) - 1)
-    return np.asarray(ridge * ridge)
+    phase = diamond_angle(x_SS, y_SS) * 17 + bend_SS
+    wave = np.abs(2 * (phase - np.floor(phase)) - 1)
+    return np.asarray(_ease(clip01(wave * 1.2 - 0.25 + 0.45 * width_SS)))
 
 
 def diamond_angle(x: Floats, y: Floats) -> Floats:

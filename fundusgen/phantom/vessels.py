@@ -24,10 +24,11 @@ _VEIN_RADIUS_DEG = 0.26
 # Finer vessels, below about 25 um across, do not show in a photograph.
 _FINEST_RADIUS_DEG = 0.045
 # Path of each trunk relative to the disc: three control points after the start and a calibre.
-# The arcades first: they pass about 9 degrees above and below the fovea.
+# The arcades first: they leave the disc upwards and downwards and pass about 10 degrees from the
+# fovea.
 _TRUNKS: tuple[tuple[float, float, float, float, float, float, float], ...] = (
-    (-1.8, -7.0, -13.5, -11.5, -37.0, -6.0, 1.0),
-    (-1.8, 8.6, -13.5, 16.0, -37.0, 10.5, 1.0),
+    (0.3, -8.5, -11.0, -11.4, -36.0, -6.0, 1.0),
+    (0.3, 10.0, -11.0, 15.8, -36.0, 9.5, 1.0),
     (2.0, -5.5, 5.0, -13.0, 9.0, -27.0, 0.78),
     (2.0, 5.5, 5.0, 13.0, 9.0, 27.0, 0.78),
     (4.0, -0.5, 9.0, -3.5, 20.0, -5.0, 0.5),
@@ -83,7 +84,7 @@ def draw_vessels(
         Levels in the order of branching.
     """
     trunks = _draw_trunks(rng, disc_deg, calibre, artery_to_vein, tortuosity)
-    trunks, branches = _grow(rng, trunks, 8, (0.10, 0.97), (0.22, 0.50), 17, tortuosity)
+    trunks, branches = _grow(rng, trunks, 6, (0.10, 0.97), (0.25, 0.55), 17, tortuosity)
     branches, twigs = _grow(rng, branches, 3, (0.22, 0.92), (0.25, 0.60), 9, tortuosity)
     return tuple(_avoid_fovea(level, foveal_zone_deg) for level in (trunks, branches, twigs))
 
@@ -115,7 +116,13 @@ def _draw_trunks(
     pair = np.concatenate([bells(rng, 0.0, 1.0, len(table), 3, 2)] * 2)
     own = bells(rng, 0.0, 1.0, len(plan), 3, 2)
     spread = np.array([0.5, 1.5, 3.0])[None, :, None] * (0.4 + 0.6 * plan[:, 6])[:, None, None]
-    controls[:, 1:] += spread * (0.8 * pair + 0.75 * own)
+    controls[:, 1:] += spread * (0.8 * pair + 0.6 * own)
+    # Artery and vein lie side by side: half a gap each to either side of their plan.
+    along = _unit(plan[:, 2:4])
+    across = np.stack([-along[:, 1], along[:, 0]], axis=1)
+    side = np.where(rng.random(len(table)) < 0.5, 1.0, -1.0) * uniforms(rng, 0.3, 0.8, len(table))
+    gap = np.concatenate([side, -side])[:, None] * across
+    controls[:, 1:] += gap[:, None] * np.array([0.7, 1.0, 1.2])[None, :, None]
     controls += np.array(disc_deg)
     points = _wind(rng, bezier(controls, 41), 0.62 * tortuosity, 11)
     ratio = np.where(artery_V, artery_to_vein, 1.0)

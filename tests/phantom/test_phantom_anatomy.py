@@ -74,8 +74,8 @@ def test_the_arcades_pass_above_and_below_the_fovea() -> None:
             path = eye.vessels[0].points_VK2[k]
             y = path[np.abs(path[:, 0]).argmin(), 1]
             (above if k in (0, 7) else below).append(y)
-    assert np.mean(above) == pytest.approx(-9.5, abs=1.5)
-    assert np.mean(below) == pytest.approx(10.0, abs=1.8)
+    assert np.mean(above) == pytest.approx(-10.5, abs=1.0)
+    assert np.mean(below) == pytest.approx(10.5, abs=1.0)
     assert max(above) < -3
     assert min(below) > 3
 

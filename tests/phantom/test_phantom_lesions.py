@@ -6,8 +6,10 @@ import pytest
 from fundusgen.data.conditions import CONDITIONS
 from fundusgen.errors import DataError
 from fundusgen.phantom.anatomy import draw_anatomy
-from fundusgen.phantom.lesions import PHANTOM_CONDITIONS, Lesions, draw_lesions
+from fundusgen.phantom.lesions import PHANTOM_CONDITIONS, Lesions, draw_lesions, meets_4_2_1
 from fundusgen.phantom.looks import LOOKS
+from fundusgen.phantom.retina import draw_retina
+from fundusgen.phantom.view import View
 
 
 def _lesions(condition: str, count: int = 40) -> list[Lesions]:
@@ -51,11 +53,68 @@ def test_diabetic_lesions_grow_with_the_grade() -> None:
     assert blood[0] == 0
 
 
-def test_grade_three_bleeds_in_every_quadrant_on_average_and_beads_the_veins() -> None:
+def test_grade_three_meets_all_parts_of_the_4_2_1_rule() -> None:
+    # Wilkinson et al. 2003: blood in four quadrants, venous beading in two, IRMA in one.
     for lesions in _lesions("dr3"):
-        assert lesions.venous_beading > 0
+        assert meets_4_2_1(lesions)
+        x, y = lesions.spots["haemorrhage"].centre_N2.T
+        assert (
+            min(((x > 0) == nasal)[(y > 0) == below].sum() for nasal in (0, 1) for below in (0, 1))
+            >= 2
+        )
+        assert lesions.venous_beading >= 0.2
+        assert len(set(lesions.beaded)) >= 2
         assert lesions.new_vessels is not None
-        assert len(lesions.spots["haemorrhage"].strength_N) >= 8
+        assert "preretinal" not in lesions.spots
+
+
+def test_other_grades_do_not_look_severe() -> None:
+    for condition in ("normal", "dr1", "dr2"):
+        for lesions in _lesions(condition):
+            assert not meets_4_2_1(lesions)
+            assert lesions.new_vessels is None
+            assert lesions.venous_beading == 0
+
+
+def test_grade_two_has_more_than_microaneurysms() -> None:
+    assert all("haemorrhage" in lesions.spots for lesions in _lesions("dr2"))
+
+
+def test_macular_degeneration_has_early_intermediate_and_late_stages() -> None:
+    eyes = _lesions("amd", 80)
+    late = [eye for eye in eyes if {"atrophy", "exudate_plaque"} & set(eye.spots)]
+    # The Beckman classification: large drusen are wider than 125 um, 0.43 degrees.
+    early = [eye for eye in eyes if 2 * eye.spots["drusen"].radius_N2.max() <= 0.44]
+    assert 12 <= len(early) <= 36
+    assert 16 <= len(late) <= 40
+    assert all(set(eye.spots) == {"drusen"} for eye in early)
+
+
+def test_beaded_veins_are_beaded_in_their_quadrants_alone() -> None:
+    anatomy = draw_anatomy(np.random.Generator(np.random.PCG64(1)), "R")
+    view = View(160, 3.2, 1.0, (0.0, 0.0))
+    calm, beaded = (
+        draw_retina(anatomy, Lesions("dr3", venous_beading=amount, beaded=(3,)), view).light_CSS[1]
+        for amount in (0.0, 0.45)
+    )
+    change = np.abs(calm - beaded)
+    # Elsewhere the same curves are only sampled a little differently.
+    assert change[82:, 82:].mean() > 4 * change[:78].mean()
+    assert change[82:, 82:].mean() > 4 * change[:, :78].mean()
+
+
+def test_arteries_pinch_the_veins_they_cross_in_hypertension() -> None:
+    eyes = [draw_anatomy(np.random.Generator(np.random.PCG64(k)), "R") for k in range(6)]
+    view = View(128, 2.6, 1.0, (0.0, 0.0))
+    gains = [
+        (
+            draw_retina(eye, Lesions("hypertension", nicking=0.8), view).light_CSS
+            - draw_retina(eye, Lesions("hypertension"), view).light_CSS
+        )
+        for eye in eyes
+    ]
+    assert min(gain.min() for gain in gains) > -1e-3
+    assert max(gain.max() for gain in gains) > 0.03
 
 
 def test_only_proliferative_eyes_have_preretinal_blood() -> None:

@@ -13,7 +13,7 @@ from fundusgen.data.conditions import condition_of
 from fundusgen.data.manifest import ManifestSettings, read_manifest
 from fundusgen.errors import DataError
 from fundusgen.phantom.patients import draw_patient
-from fundusgen.phantom.render import render
+from fundusgen.phantom.render import lesion_masks, render
 from fundusgen.phantom.site import DEFAULT_MIX, write_site_folder
 
 
@@ -122,6 +122,52 @@ def test_the_command_writes_a_site_and_says_where(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "of 3 patients" in result.output
     assert (out / "manifest.csv").is_file()
+
+
+def test_masks_lie_beside_the_images_they_belong_to(tmp_path: Path) -> None:
+    out = tmp_path / "site"
+    result = CliRunner().invoke(
+        phantom_app,
+        [
+            *("--out", str(out), "--patients", "4", "--seed", "4", "--size-px", "64", "--masks"),
+            *("--condition", "dr3"),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert "masks" in result.output
+    expected = {}
+    for image in (out / "images").iterdir():
+        number, eye = image.stem.removeprefix("phantom").split("_")
+        phantom = draw_patient(4, int(number), {"dr3": 1.0}, "amber").eyes[eye]  # type: ignore[index]
+        for kind, mask in lesion_masks(phantom, 64).items():
+            expected[f"{image.stem}_{kind}.png"] = mask
+    assert {path.name for path in (out / "masks").iterdir()} == set(expected)
+    assert any(name.endswith("_new_vessels.png") for name in expected)
+    for name, mask in expected.items():
+        assert (np.asarray(Image.open(out / "masks" / name)) == mask).all()
+
+
+def test_masks_change_nothing_else_and_are_written_only_if_asked_for(tmp_path: Path) -> None:
+    for name, masks in (("with", True), ("without", False)):
+        write_site_folder(
+            tmp_path / name, patients=3, seed=3, size_px=24, conditions_mix={"dr2": 1}, masks=masks
+        )
+    files = _files(tmp_path / "with")
+    kept = {name: content for name, content in files.items() if not name.startswith("masks/")}
+    assert _files(tmp_path / "without") == kept
+    assert len(files) > len(kept)
+
+
+def test_a_site_with_masks_cut_short_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(phantom: object, size_px: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(site_module, "lesion_masks", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_site_folder(tmp_path / "site", patients=2, seed=1, size_px=16, masks=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("value", ["dr2=much", "dr2=-1", "dr2=1 dr2=2"])
