@@ -37,6 +37,13 @@ ALLOWED = {
     },
     "fundusgen.federation": {"fundusgen.errors", "fundusgen.storage", "fundusgen.privacy"},
     "fundusgen.training": {"fundusgen"},
+    "fundusgen.evaluation": {
+        "fundusgen.errors",
+        "fundusgen.models",
+        "fundusgen.phantom",
+        "fundusgen.storage",
+        "fundusgen.study",
+    },
     "fundusgen.report": {"fundusgen"},
     "fundusgen.cli": {"fundusgen"},
     "client": {"fundusgen"},

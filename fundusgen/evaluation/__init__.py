@@ -1,0 +1,1 @@
+"""How good generated photographs are: features, and distances between sets of them."""
