@@ -21,9 +21,19 @@ app = ClientApp()
 log = logging.getLogger("fundusgen.client")
 
 
+@app.train("votes")
+def vote(message: Message, context: Context) -> Message:
+    """Answer a request of the `votes` stage."""
+    return _answered(message, context)
+
+
 @app.train("dpsgd")
 def train(message: Message, context: Context) -> Message:
     """Answer a request of the `dpsgd` stage."""
+    return _answered(message, context)
+
+
+def _answered(message: Message, context: Context) -> Message:
     reply = Message(reply_to_record(_reply(message, context)), reply_to=message)
     # Flower notes to the microsecond when a reply is made, so how long the training took: it
     # depends on the patients. What the request says is sent back instead.

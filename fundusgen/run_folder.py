@@ -48,6 +48,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def prior(self) -> Path:
+        """What the model learned from phantoms before the first round."""
+        return self.path / "prior.safetensors"
+
+    @property
+    def votes(self) -> Path:
+        """The encoder of the votes, and for each vote who stood and how it went."""
+        return self.path / "votes"
+
+    @property
     def samples(self) -> Path:
         """`round-NNNN.png`, drawn from the moving average."""
         return self.path / "samples"

@@ -9,7 +9,7 @@ import hashlib
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,12 +21,16 @@ Condition = Literal[
     "hypertension", "other", "unknown",
 ]  # fmt: skip
 ModelKind = Literal["vae"]
+Stage = Literal["votes", "dpsgd"]
 # Site names become folder names on the server, so they are checked wherever they arrive.
 SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 Name = Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
 # Accounting for more would keep a site busy for longer than the steps are worth.
 MAX_STEPS = 1_000_000
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+_StageT = TypeVar("_StageT")
 
 
 class Settings(BaseModel):
@@ -55,6 +59,43 @@ class ModelSettings(Settings):
     private: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$")], ...] = ("*",)
 
 
+class PriorSettings(Settings):
+    """What the model learns from phantoms before any patient is asked: public, epsilon 0.
+
+    Attributes:
+        phantoms: Phantoms to learn from; a tenth as many besides tell when to stop.
+        steps: Most steps of training; fewer if the held-out phantoms say that it is enough.
+        batch: Phantoms of a step.
+        learning_rate: Of Adam; falls to nothing over the last half.
+    """
+
+    phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 3000
+    batch: Annotated[int, Field(ge=1, le=4096)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
+
+
+class VotesStage(Settings):
+    """Rounds in which patients vote for the phantoms most like them.
+
+    Attributes:
+        rounds: Votes; after each, the population of phantoms is drawn anew from the winners.
+        candidates: Phantoms that stand in each vote.
+        nearest: Candidates over which an image spreads its vote.
+        variation: How far the phantoms of the next round may differ from the winners, in
+            parameter space: 0 not at all, 1 as far as any two phantoms.
+        refit_phantoms: Phantoms of the voted population that the model is refitted on.
+        refit_steps: Most steps of that.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=100)] = 2
+    candidates: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    nearest: Annotated[int, Field(ge=1, le=1000)] = 4
+    variation: Annotated[float, Field(ge=0, le=1)] = 0.3
+    refit_phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
+    refit_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1500
+
+
 class DPSGDStage(Settings):
     """Rounds of DP-SGD on the patients of each site.
 
@@ -78,9 +119,21 @@ class DPSGDStage(Settings):
 
 
 class StageSettings(Settings):
-    """The stages of the pipeline that this study has."""
+    """The stages of the pipeline that this study has, in their order; `null` leaves one out.
 
-    dpsgd: DPSGDStage = DPSGDStage()
+    Attributes:
+        votes: Private votes for phantoms.
+        dpsgd: Rounds of DP-SGD, `federation.rounds` of them.
+    """
+
+    votes: VotesStage | None = None
+    dpsgd: DPSGDStage | None = DPSGDStage()
+
+    @model_validator(mode="after")
+    def _something_is_done(self) -> Self:
+        if self.votes is None and self.dpsgd is None:
+            raise ValueError("votes and dpsgd are both null: nothing would be learned from sites")
+        return self
 
 
 class PrivacySettings(Settings):
@@ -90,6 +143,8 @@ class PrivacySettings(Settings):
         unit: Whose presence is hidden: all images of one patient.
         target_epsilon: Epsilon of the whole study at a site, at `target_delta`.
         target_delta: Delta of the same statement.
+        votes_share: Where a study has both stages, the epsilon that the votes alone may cost,
+            as a share of the target. What they leave is DP-SGD's.
         noise: `secure` is drawn from a cryptographic generator; `fast` is for simulations,
             is recorded, and is refused by a site's policy unless it says otherwise.
     """
@@ -97,6 +152,7 @@ class PrivacySettings(Settings):
     unit: Literal["patient"] = "patient"
     target_epsilon: Annotated[float, Field(gt=0, le=100)]
     target_delta: Annotated[float, Field(ge=1e-12, le=1e-2)] = 1e-5
+    votes_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     noise: Literal["secure", "fast"] = "secure"
 
 
@@ -104,7 +160,8 @@ class FederationSettings(Settings):
     """How sites and server exchange weights.
 
     Attributes:
-        rounds: Exchanges of the study; the noise is calibrated for all of them.
+        rounds: Rounds of DP-SGD, which follow those of the votes; the noise is calibrated for
+            all of them. 0, or left out, where the study has no DP-SGD.
         min_sites: Sites that must be connected before a round starts.
         quorum: Valid replies that a round needs; fewer end the run.
         timeout_s: Longest wait for sites to connect, and for the replies of a round.
@@ -118,7 +175,7 @@ class FederationSettings(Settings):
             longer than the median reply's is dropped; needs three replies.
     """
 
-    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    rounds: Annotated[int, Field(ge=0, le=100_000)] = 0
     min_sites: Annotated[int, Field(ge=1)] = 2
     quorum: Annotated[int, Field(ge=1)] = 1
     timeout_s: Annotated[float, Field(gt=0, le=7 * 86_400)] = 3600
@@ -211,6 +268,7 @@ class Study(Settings):
         seed: Of everything public: first weights, phantoms, pictures. Never of noise.
         conditions: What generation is conditioned on, in the order of the model's index.
         image_size: Side of an image in pixels, a power of two from 32 to 256.
+        prior: What the model learns from phantoms first; None begins with random weights.
     """
 
     study_id: Name
@@ -218,6 +276,7 @@ class Study(Settings):
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1)]
     image_size: Annotated[Literal[32, 64, 128, 256], BeforeValidator(_whole)] = 64
     model: ModelSettings = ModelSettings()
+    prior: PriorSettings | None = None
     stages: StageSettings = StageSettings()
     privacy: PrivacySettings
     federation: FederationSettings
@@ -239,10 +298,84 @@ class Study(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rounds_belong_to_a_stage(self) -> Self:
+        rounds = self.federation.rounds
+        if self.stages.dpsgd is not None and rounds == 0:
+            raise ValueError("federation.rounds is missing: how many rounds of DP-SGD there are")
+        if self.stages.dpsgd is None and rounds > 0:
+            raise ValueError(
+                f"federation.rounds is {rounds}, and stages.dpsgd is null: the rounds of DP-SGD "
+                "need their stage, and those of the votes are stages.votes.rounds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _votes_have_a_prior(self) -> Self:
+        if self.stages.votes is not None and self.prior is None:
+            raise ValueError(
+                "prior is missing: the votes choose among the phantoms that it learns from"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_condition_has_candidates(self) -> Self:
+        votes = self.stages.votes
+        if votes is not None and votes.candidates < 2 * len(self.conditions):
+            raise ValueError(
+                f"stages.votes.candidates is {votes.candidates}, for {len(self.conditions)} "
+                "conditions: a vote needs at least two candidates of each"
+            )
+        return self
+
+    @property
+    def votes(self) -> VotesStage:
+        """The settings of the votes.
+
+        Raises:
+            StudyError: The study has none.
+        """
+        return _there(self.stages.votes, "votes")
+
+    @property
+    def dpsgd(self) -> DPSGDStage:
+        """The settings of DP-SGD.
+
+        Raises:
+            StudyError: The study has none.
+        """
+        return _there(self.stages.dpsgd, "dpsgd")
+
+    @property
+    def votes_rounds(self) -> int:
+        """Rounds of votes, which come first."""
+        return self.stages.votes.rounds if self.stages.votes else 0
+
+    @property
+    def total_rounds(self) -> int:
+        """Rounds of all stages; they are counted through, from 1."""
+        return self.votes_rounds + self.federation.rounds
+
+    @property
+    def stage_rounds(self) -> dict[Stage, range]:
+        """The stages of the study in order, with the numbers of their rounds."""
+        first = self.votes_rounds + 1
+        rounds: dict[Stage, range] = {}
+        if self.stages.votes is not None:
+            rounds["votes"] = range(1, first)
+        if self.stages.dpsgd is not None:
+            rounds["dpsgd"] = range(first, first + self.federation.rounds)
+        return rounds
+
+    def stage_of(self, round_number: int) -> Stage | None:
+        """The stage that a round belongs to; None for a round that the study does not have."""
+        return next((s for s, rounds in self.stage_rounds.items() if round_number in rounds), None)
+
     @property
     def dpsgd_steps(self) -> int:
         """DP-SGD steps each site takes over the whole study."""
-        return self.federation.rounds * self.stages.dpsgd.steps_per_round
+        dpsgd = self.stages.dpsgd
+        return self.federation.rounds * dpsgd.steps_per_round if dpsgd else 0
 
     def agreed_json(self) -> str:
         """What the sites agree to, as canonical JSON: all but the simulation."""
@@ -253,6 +386,16 @@ class Study(Settings):
     def study_hash(self) -> str:
         """SHA-256 of `agreed_json`, in hex."""
         return hashlib.sha256(self.agreed_json().encode()).hexdigest()
+
+
+def _there(stage: _StageT | None, name: Stage) -> _StageT:
+    if stage is None:
+        raise StudyError(
+            f"The study has no stage '{name}'",
+            expected="a stage that is not null",
+            remedy=f"Give it stages.{name}, or leave out what needs it",
+        )
+    return stage
 
 
 def load_study(path: Path) -> Study:

@@ -15,7 +15,9 @@ from fundusgen.privacy.keys import public_key
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study, dump_study, load_study
+from fundusgen.training.prior import default_cache_dir
 from server.postprocess import Postprocess
+from server.preparation import prepare_public
 from server.receipts import ReceiptBook
 from server.strategy import StudyStrategy
 
@@ -71,9 +73,10 @@ def _learn_sites(run: RunFolder, folder: str) -> None:
 
 
 def _run(grid: Grid, run: RunFolder, study: Study) -> None:
-    postprocess = Postprocess(study, run)
-    write_environment(run.environment_file)
     run.write_status("running")
+    write_environment(run.environment_file)
+    prepare_public(study, run, default_cache_dir())
+    postprocess = Postprocess(study, run)
     strategy = StudyStrategy(
         study,
         private_names(build_model(study), study.model.private),
@@ -82,8 +85,8 @@ def _run(grid: Grid, run: RunFolder, study: Study) -> None:
     )
     strategy.start(
         grid,
-        pack_arrays(postprocess.state.weights),
-        num_rounds=study.federation.rounds,
+        pack_arrays(postprocess.request(postprocess.state.round_number + 1)),
+        num_rounds=study.total_rounds,
         timeout=study.federation.timeout_s,
     )
     postprocess.finish_run()

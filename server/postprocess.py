@@ -8,22 +8,26 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from fundusgen.errors import RunError
 from fundusgen.federation.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from fundusgen.federation.weights import Weights, mixed
 from fundusgen.models.factory import build_model
 from fundusgen.models.generator import Generator, save_generator
-from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
-from fundusgen.phantom.population import phantom_images
 from fundusgen.report.card import write_card
 from fundusgen.report.page import write_report
 from fundusgen.report.pictures import draw_sheet, save_png
 from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
+from fundusgen.training.fitting import fit
+from fundusgen.training.phantoms import study_phantoms
+from fundusgen.training.prior import load_prior
+from server.voting import Voting
 
 log = logging.getLogger("fundusgen.server")
 
@@ -48,7 +52,8 @@ class Postprocess:
         self.study = study
         self.run = run
         found = latest_checkpoint(run.checkpoints, study.study_hash)
-        self.state = found or _first(study)
+        self.state = found or _first(study, run)
+        self.voting = Voting(study, run) if study.stages.votes else None
         self._phantoms = _phantoms(study)
 
     def finish_round(
@@ -66,10 +71,12 @@ class Postprocess:
             All weights, as the sites will receive them next.
         """
         old = self.state
-        private, optimizer = self._stepped(new, round_number)
+        # Counted from the first of DP-SGD, as the weights come from a prior or from votes.
+        trained = round_number - self.study.votes_rounds
+        private, optimizer = self._stepped(new, trained)
         weights = {**old.weights, **private}
         # Small at first, so that the random first weights are soon forgotten.
-        decay = min(self.study.federation.ema_decay, round_number / (round_number + 9))
+        decay = min(self.study.federation.ema_decay, trained / (trained + 9))
         self.state = replace(
             old,
             round_number=round_number,
@@ -77,11 +84,64 @@ class Postprocess:
             average=mixed(old.average, weights, decay),
             optimizer=optimizer,
         )
-        self._append_metrics(round_number, sites, seconds)
+        self._append_metrics({"round": round_number, "stage": "dpsgd"}, sites, seconds)
         self._draw(round_number)
         # Last: a round without its checkpoint is asked for again, and answered from the outboxes.
         save_checkpoint(self.run.checkpoints, self.state)
         return weights
+
+    def finish_vote(
+        self,
+        round_number: int,
+        votes: Sequence[tuple[Weights, float]],
+        *,
+        sites: list[dict[str, object]],
+        seconds: float,
+    ) -> Weights:
+        """Take in a vote, and after the last one refit the model on the phantoms that won.
+
+        Args:
+            round_number: The round, which is the number of the vote.
+            votes: Reply and noise multiplier of each site that counts.
+            sites: An entry for every site that said something.
+            seconds: Of the round so far.
+
+        Returns:
+            What the sites will be sent next: the next poll, or all weights of the model.
+
+        Raises:
+            RunError: The run folder lacks an earlier vote.
+        """
+        voting = self._votes_there()
+        tally = voting.count(round_number, votes)
+        if tally.undecided:
+            log.warning(
+                "vote %d: no candidate stood out of the noise for %s; they keep the prior's",
+                round_number, ", ".join(tally.undecided),
+            )  # fmt: skip
+        last = round_number == self.study.votes_rounds
+        weights = self._refitted(voting) if last else self.state.weights
+        self.state = replace(
+            self.state, round_number=round_number, weights=weights, average=weights
+        )
+        entry: dict[str, object] = {
+            "round": round_number, "stage": "votes", "elected": tally.elected,
+            "undecided": list(tally.undecided),
+        }  # fmt: skip
+        self._append_metrics(entry, sites, seconds)
+        self._draw(round_number)
+        save_checkpoint(self.run.checkpoints, self.state)
+        return self.request(round_number + 1)
+
+    def request(self, round_number: int) -> Weights:
+        """Return the arrays that the sites are asked with in a round.
+
+        Raises:
+            RunError: The run folder lacks an earlier vote.
+        """
+        if self.study.stage_of(round_number) == "votes":
+            return self._votes_there().poll(round_number)
+        return self.state.weights
 
     def finish_run(self) -> None:
         """Export the generator with its card, and write the report."""
@@ -101,6 +161,31 @@ class Postprocess:
         save_generator(self.run.generator, self.study, self.state.average, facts)
         write_card(self.run.generator, self.study, rounds, epsilons)
         write_report(self.run, self.study)
+
+    def _votes_there(self) -> Voting:
+        if self.voting is None:
+            raise RunError(f"The study {self.study.study_id} has no votes")
+        return self.voting
+
+    def _refitted(self, voting: Voting) -> Weights:
+        """Train the model on phantoms like those that won: they are public by now."""
+        votes, prior = self.study.votes, self.study.prior
+        if votes.refit_steps == 0 or prior is None:
+            return self.state.weights
+        held_out = max(1, votes.refit_phantoms // 10)
+        images_NSSC, conditions_N = voting.population(votes.refit_phantoms + held_out)
+        return fit(
+            self.study,
+            self.state.weights,
+            images_NSSC[held_out:],
+            conditions_N[held_out:],
+            steps=votes.refit_steps,
+            batch=prior.batch,
+            learning_rate=prior.learning_rate / 2,
+            seed=self.study.seed,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            held_out=(images_NSSC[:held_out], conditions_N[:held_out]),
+        )
 
     def _stepped(self, new: Weights, round_number: int) -> tuple[Weights, Weights]:
         """Apply the server's optimizer to the change that the sites ask for."""
@@ -132,10 +217,10 @@ class Postprocess:
         return weights, moments
 
     def _append_metrics(
-        self, round_number: int, sites: list[dict[str, object]], seconds: float
+        self, said: dict[str, object], sites: list[dict[str, object]], seconds: float
     ) -> None:
         entry = {
-            "round": round_number,
+            **said,
             "public_loss": self._public_loss(),
             "seconds": round(seconds, 3),
             "sites": sites,
@@ -146,7 +231,7 @@ class Postprocess:
             os.fsync(file.fileno())
 
     def _draw(self, round_number: int) -> None:
-        evaluation, last = self.study.evaluation, self.study.federation.rounds
+        evaluation, last = self.study.evaluation, self.study.total_rounds
         if round_number % evaluation.every_rounds and round_number != last:
             return
         generator = Generator(self.study, self.state.average)
@@ -166,20 +251,20 @@ class Postprocess:
         return loss if math.isfinite(loss) else None
 
 
-def _first(study: Study) -> Checkpoint:
-    state = build_model(study).state_dict()
-    weights: Weights = {name: value.numpy().copy() for name, value in state.items()}
+def _first(study: Study, run: RunFolder) -> Checkpoint:
+    if study.prior is not None:
+        weights = load_prior(run.prior, study).weights
+    else:
+        state = build_model(study).state_dict()
+        weights = {name: value.numpy().copy() for name, value in state.items()}
     return Checkpoint(0, study.study_hash, weights, weights, {})
 
 
 def _phantoms(study: Study) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Phantoms to measure the public loss on: (N, 3, S, S) in [-1, 1] and their conditions."""
-    drawable = [name for name in study.conditions if name in PHANTOM_CONDITIONS]
-    if not drawable or not study.evaluation.phantoms:
+    if not study.evaluation.phantoms:
         return None
-    images_NSSC, drawn_N = phantom_images(
-        study.evaluation.phantoms, study.image_size, study.seed, drawable
-    )
-    index = torch.tensor([study.conditions.index(name) for name in drawable])
+    # Of another seed than those that a prior learns from.
+    images_NSSC, conditions_N = study_phantoms(study, study.evaluation.phantoms, study.seed + 1)
     images = torch.from_numpy(images_NSSC).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return images.contiguous(), index[torch.from_numpy(np.asarray(drawn_N, dtype=np.int64))]
+    return images.contiguous(), torch.from_numpy(conditions_N)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -24,6 +25,7 @@ from fundusgen.federation.messages import (
 from fundusgen.federation.weights import Weights, average, digest, distance, outliers, require_fit
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.study import Study
+from fundusgen.training.poll import VOTES
 from server.postprocess import Postprocess
 from server.receipts import ReceiptBook
 
@@ -117,7 +119,7 @@ class StudyStrategy(Strategy):
             study=self.study.agreed_json(),
             study_hash=self.study.study_hash,
             round_number=server_round,
-            stage="dpsgd",
+            stage=str(self.study.stage_of(server_round)),
             weights=unpack_arrays(arrays),
             known_receipts=self.receipts.latest(),
         )
@@ -136,7 +138,7 @@ class StudyStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check replies, average what passed, and hand it on.
+        """Check replies, and make of what passed what the stage makes of it.
 
         Raises:
             FederationError: Fewer than the quorum passed.
@@ -151,16 +153,22 @@ class StudyStrategy(Strategy):
                 remedy="See each site's client.log for its own reason, then run again: the study "
                 "goes on from its last finished round",
             )
-        new = average((self._share(reply.receipt), reply.weights) for reply in accepted)
-        weights = self.postprocess.finish_round(
-            server_round,
-            new,
-            sites=[_entry(reply) for reply in accepted] + left_out,
-            seconds=time.monotonic() - self._started_s,
-        )
+        weights = self._finished(server_round, accepted, left_out)
         # An epsilon is never averaged: each site's holds for its own patients.
         worst = max(reply.receipt.epsilon_total for reply in accepted)
         return pack_arrays(weights), MetricRecord({"epsilon-max": worst, "sites": len(accepted)})
+
+    def _finished(
+        self, server_round: int, accepted: list[Accepted], left_out: list[dict[str, object]]
+    ) -> Weights:
+        """Hand the replies that count to what their stage makes of them."""
+        sites = [_entry(reply) for reply in accepted] + left_out
+        seconds = time.monotonic() - self._started_s
+        if self.study.stage_of(server_round) == "votes":
+            votes = [(reply.weights, reply.receipt.event.noise_multiplier) for reply in accepted]
+            return self.postprocess.finish_vote(server_round, votes, sites=sites, seconds=seconds)
+        new = average((self._share(reply.receipt), reply.weights) for reply in accepted)
+        return self.postprocess.finish_round(server_round, new, sites=sites, seconds=seconds)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -179,7 +187,7 @@ class StudyStrategy(Strategy):
         federation, done = self.study.federation, self.postprocess.state.round_number
         log.info(
             "study %s (%s): rounds %d to %d, at least %d sites, quorum %d",
-            self.study.study_id, self.study.study_hash[:12], done + 1, federation.rounds,
+            self.study.study_id, self.study.study_hash[:12], done + 1, self.study.total_rounds,
             federation.min_sites, federation.quorum,
         )  # fmt: skip
 
@@ -237,7 +245,7 @@ class StudyStrategy(Strategy):
         kept = sorted(accepted.values(), key=lambda reply: reply.receipt.site)
         # Weighed as they enter the average: the noise of a small site is long, and its share small.
         far = outliers(
-            [reply.update_norm * self._share(reply.receipt) for reply in kept],
+            [reply.update_norm * self._weight(reply.receipt) for reply in kept],
             self.study.federation.max_update_norm_ratio,
         )
         left_out += [
@@ -263,9 +271,19 @@ class StudyStrategy(Strategy):
         require_receipt(reply, request)
         # Kept even if the arrays turn out not to fit: what a site released, it has spent.
         self.receipts.accept(reply.receipt)
-        sent = {name: request.weights[name] for name in self.private}
+        sent = self._comparable(request)
         require_fit(reply.weights, sent)
         return Accepted(reply.receipt, reply.weights, distance(reply.weights, sent))
+
+    def _comparable(self, request: Request) -> Weights:
+        """What a reply must be like, and from which its length is measured."""
+        if request.stage == "votes":
+            return {VOTES: np.zeros(self.study.votes.candidates, np.float32)}
+        return {name: request.weights[name] for name in self.private}
+
+    def _weight(self, receipt: Receipt) -> float:
+        """How much a reply counts beside others: votes are added up, each as much as any."""
+        return 1.0 if receipt.stage == "votes" else self._share(receipt)
 
     def _share(self, receipt: Receipt) -> float:
         return receipt.declared_patients if self.study.federation.weights == "declared" else 1.0

@@ -1,16 +1,27 @@
 """`fundusgen simulate`: a whole study on this machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from fundusgen.run_folder import RunFolder
 from fundusgen.site import SiteFolder
 from fundusgen.study import Study
-from fundusgen.training.forecast import LEARN_MORE, WARN_NOISE_OVER_SIGNAL, forecast
+from fundusgen.training.forecast import (
+    LEARN_MORE,
+    WARN_NOISE_OVER_SIGNAL,
+    forecast,
+    noise_over_votes,
+    votes_verdict,
+)
+from fundusgen.training.mechanisms import noise_for
+from fundusgen.training.prior import default_cache_dir
+from server.preparation import prepare_public
 from simulations.run import only_one, prepare
 from simulations.run import simulate as run_simulation
 
@@ -37,15 +48,41 @@ def simulate(
         if prepare_only:
             console.print(f"{count} sites are ready in {run.sites}")
             return
+        _prepare_public(run, settings, console)
         progress = _Progress(run, console)
         run_simulation(run, count, cpus_per_client=cpus_per_client, on_tick=progress.tick)
         progress.tick()
     print_summary(run, console)
 
 
+def _prepare_public(run: RunFolder, study: Study, console: Console) -> None:
+    """Make prior and vote space here, where their progress can be shown."""
+    if study.prior is None:
+        return
+    with Progress(console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        prepare_public(
+            study, run, default_cache_dir(), workers=os.cpu_count() or 1, on_progress=show
+        )
+    console.print(f"the prior, learned from phantoms alone, is in {run.prior}", soft_wrap=True)
+
+
 def _print_forecast(run: RunFolder, study: Study, console: Console) -> None:
     folders = [SiteFolder(path.parent) for path in sorted(run.sites.glob("*/site.yaml"))]
-    expected = forecast(study, [site.settings().data.declared_patients for site in folders])
+    patients = [site.settings().data.declared_patients for site in folders]
+    if study.stages.votes:
+        noise = noise_for(study, "votes")
+        console.print(f"{len(folders)} sites, votes with noise multiplier {noise:.3f}")
+        console.print(f"{votes_verdict(0.0, noise_over_votes(study, patients, noise))}")
+    if study.stages.dpsgd is None:
+        return
+    expected = forecast(study, patients)
     console.print(
         f"{len(folders)} sites, {expected.private_parameters:,} private parameters, noise "
         f"multiplier {expected.noise_multiplier:.3f}, noise over signal of a step "
@@ -91,7 +128,7 @@ class _Progress:
     def __init__(self, run: RunFolder, console: Console) -> None:
         self.run = run
         self.console = console
-        self.rounds = run.study().federation.rounds
+        self.rounds = run.study().total_rounds
         self.shown = len(run.metrics())
         console.print("starting Flower; the first round also prepares every site's images")
 

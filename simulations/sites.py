@@ -153,6 +153,6 @@ def _write_settings(
             # Nobody reviews the code of a simulation: it is the one at hand.
             code="any",
             models=(study.model.kind,),
-            max_rounds_per_study=study.federation.rounds,
+            max_rounds_per_study=study.total_rounds,
         ),
     )

@@ -187,14 +187,22 @@ def _print_objections(plan: StudyPlan, console: Console) -> None:
 
 def _settings(study: Study) -> Iterator[tuple[str, str]]:
     """What of a study's settings a hospital should have read, in plain words."""
-    model, stage, federation = study.model, study.stages.dpsgd, study.federation
+    model, stages, federation = study.model, study.stages, study.federation
     size = study.image_size
     yield "pictures", f"{', '.join(study.conditions)}; {size} by {size} pixels"
     private = "all of it" if "*" in model.private else f"its {', '.join(model.private)}"
     yield "model", f"{model.kind}, width {model.width}, latent {model.latent}"
-    yield "trained", f"{private}, on your patients"
-    steps = "1 step" if stage.steps_per_round == 1 else f"{stage.steps_per_round:,} steps"
-    yield "rounds", f"{federation.rounds:,} of {steps} each"
+    if stages.votes:
+        yield (
+            "votes",
+            f"{stages.votes.rounds:,}, in which your patients vote for {stages.votes.candidates:,} "
+            "artificial pictures like theirs",
+        )
+    if stages.dpsgd:
+        yield "trained", f"{private}, on your patients"
+        count = stages.dpsgd.steps_per_round
+        steps = "1 step" if count == 1 else f"{count:,} steps"
+        yield "rounds", f"{federation.rounds:,} of {steps} each"
     secure = study.privacy.noise == "secure"
     yield (
         "noise",

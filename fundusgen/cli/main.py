@@ -12,6 +12,7 @@ from fundusgen.cli.generate import generate
 from fundusgen.cli.ledger import ledger_app
 from fundusgen.cli.phantom import phantom_app
 from fundusgen.cli.plan import plan
+from fundusgen.cli.prior import prior
 from fundusgen.cli.site import site_app
 from fundusgen.errors import FundusgenError
 
@@ -36,6 +37,7 @@ def _root(
 
 app.command()(generate)
 app.command()(plan)
+app.command()(prior)
 app.add_typer(phantom_app, name="phantom")
 app.add_typer(site_app, name="site")
 site_app.add_typer(ledger_app, name="ledger")

@@ -65,12 +65,35 @@ class UpBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, embedding: int) -> None:
         """Make the block."""
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        # Mixes channels where there are few pixels, for half the work.
+        self.mix = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+        self.conv = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.norm = ConditionNorm(channels_out, embedding)
 
     def forward(self, features_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', 2H, 2W)."""
-        return functional.silu(self.norm(self.conv(doubled(features_BCHW)), embedding_BE))
+        finer_BCHW = doubled(self.mix(features_BCHW))
+        return functional.silu(self.norm(self.conv(finer_BCHW), embedding_BE))
+
+
+class Sketch(nn.Module):
+    """Features drawn by the latent vector itself, with no layer in between.
+
+    From the coarsest level alone, a network is long in learning to place what is small and lies
+    elsewhere in every image, such as vessels.
+    """
+
+    def __init__(self, latent: int, channels: int, size: int, few: int) -> None:
+        """Draw `few` channels of (`size`, `size`), mixed into `channels`."""
+        super().__init__()
+        self.shape = (few, size, size)
+        self.draw = nn.Linear(latent, few * size**2)
+        self.mix = nn.Conv2d(few, channels, 1)
+
+    def forward(self, latent_BZ: Tensor) -> Tensor:
+        """(B, Z) to (B, C, S, S)."""
+        features_BCSS: Tensor = self.mix(self.draw(latent_BZ).unflatten(1, self.shape))
+        return features_BCSS
 
 
 class ToImage(nn.Module):

@@ -16,6 +16,7 @@ from fundusgen.errors import ModelError
 from fundusgen.models.blocks import (
     ConditionNorm,
     DownBlock,
+    Sketch,
     ToImage,
     UpBlock,
     doubled,
@@ -23,8 +24,11 @@ from fundusgen.models.blocks import (
 )
 
 _SMALLEST_PX = 4
-_MAX_WIDTH_FACTOR = 4
+_MAX_WIDTH_FACTOR = 8
+# Channels that the latent vector draws straight onto the features of a side in pixels.
+_SKETCH_CHANNELS = {16: 8, 32: 4}
 _FIRST_SPREAD = 0.1
+_ENCODED_AT_ONCE = 256
 # Mean colour inside the field of view of phantoms: where drawing begins, known without a patient.
 _FUNDUS_RGB = (0.60, 0.29, 0.14)
 
@@ -61,6 +65,8 @@ class Decoder(nn.Module):
     """
 
     mask: Tensor
+    place: Tensor
+    spread: Tensor
 
     def __init__(self, image_size: int, conditions: int, width: int, latent: int) -> None:
         """Make the decoder; see `VAE`."""
@@ -76,17 +82,37 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             UpBlock(before, after, embedding) for before, after in itertools.pairwise(levels)
         )
+        self.sketches = nn.ModuleDict(
+            {
+                str(size): Sketch(
+                    latent, levels[(size // _SMALLEST_PX).bit_length() - 1], size, few
+                )
+                for size, few in _SKETCH_CHANNELS.items()
+            }
+        )
         first = torch.tensor(_FUNDUS_RGB).mul(2).sub(1).atanh()
         self.to_image = nn.ModuleList(
             ToImage(level, _SMALLEST_PX * 2**step, first if step == 0 else torch.zeros(3))
             for step, level in enumerate(levels)
         )
         self.register_buffer("mask", field_of_view_mask(image_size), persistent=False)
+        # Kept with the weights; a standard normal until `settle` says otherwise.
+        self.register_buffer("place", torch.zeros(conditions, latent))
+        self.register_buffer("spread", torch.eye(latent).repeat(conditions, 1, 1))
         with torch.no_grad():
             # Conditions begin close together: a rare one then starts from what the others learn.
             self.embedding.weight.mul_(_FIRST_SPREAD)
 
-    def forward(self, latent_BZ: Tensor, conditions_B: Tensor) -> Tensor:
+    def forward(self, noise_BZ: Tensor, conditions_B: Tensor) -> Tensor:
+        """Draw: standard normal (B, Z) and (B,) to (B, 3, S, S), as of `decode`.
+
+        The noise becomes latent vectors as the encoder gave them for the public images that
+        `settle` saw: a decoder draws well what it was trained to decode.
+        """
+        spread_BZ = torch.einsum("bij,bj->bi", self.spread[conditions_B], noise_BZ)
+        return self.decode(self.place[conditions_B] + spread_BZ, conditions_B)
+
+    def decode(self, latent_BZ: Tensor, conditions_B: Tensor) -> Tensor:
         """(B, Z) and (B,) to (B, 3, S, S) in [-1, 1], black outside the field of view."""
         condition_BE = self.embedding(conditions_B)
         style_BE = functional.silu(condition_BE + self.from_latent(latent_BZ))
@@ -96,6 +122,9 @@ class Decoder(nn.Module):
         image = self.to_image[0](features)
         for block, to_image in zip(self.blocks, self.to_image[1:], strict=True):
             features = block(features, style_BE)
+            size = str(features.shape[-1])
+            if size in self.sketches:
+                features = features + self.sketches[size](latent_BZ)
             image = doubled(image) + to_image(features)
         drawn_BCSS: Tensor = (torch.tanh(image) + 1) * self.mask - 1
         return drawn_BCSS
@@ -140,6 +169,42 @@ class VAE(nn.Module):
         self.encoder = Encoder(image_size, conditions, width, latent)
         self.decoder = Decoder(image_size, conditions, width, latent)
 
+    @torch.no_grad()
+    def settle(self, images_NCSS: Tensor, conditions_N: Tensor) -> None:
+        """Let the decoder draw from where the encoder puts some images. Public images only.
+
+        A Gaussian for each condition (Ghosh et al. 2020, "ex-post density estimation"), which
+        leans on that of all conditions the more, the fewer images the condition has.
+
+        Args:
+            images_NCSS: (N, 3, S, S) in [-1, 1], N at least 1; never of a patient: their
+                mean and covariance would become part of the weights.
+            conditions_N: (N,) int64 indices.
+        """
+        encoded = [
+            self.encoder(images, conditions)
+            for images, conditions in zip(
+                torch.split(images_NCSS, _ENCODED_AT_ONCE),
+                torch.split(conditions_N, _ENCODED_AT_ONCE),
+                strict=True,
+            )
+        ]
+        # In double precision, so that a thin direction among long ones has a root.
+        mean_NZ = torch.cat([mean for mean, _ in encoded]).cpu().double()
+        variance_NZ = torch.cat([log_variance for _, log_variance in encoded]).cpu().double().exp()
+        conditions_N = conditions_N.cpu()
+        for condition in range(len(self.decoder.place)):
+            # All images together weigh as much as Z of the condition's own.
+            chosen_N = (conditions_N == condition).to(mean_NZ.dtype)
+            weight_N = chosen_N + self.latent / len(chosen_N)
+            weight_N = weight_N / weight_N.sum()
+            place_Z = weight_N @ mean_NZ
+            centred_NZ = mean_NZ - place_Z
+            covariance_ZZ = (centred_NZ * weight_N[:, None]).T @ centred_NZ
+            covariance_ZZ = covariance_ZZ + torch.diag(weight_N @ variance_NZ)
+            self.decoder.place[condition] = place_Z
+            self.decoder.spread[condition] = torch.linalg.cholesky(covariance_ZZ)
+
     def forward(
         self, images_BCSS: Tensor, conditions_B: Tensor, noise_BZ: Tensor, kl_weight: float = 1.0
     ) -> Tensor:
@@ -153,13 +218,16 @@ class VAE(nn.Module):
         """
         mean_BZ, log_variance_BZ = self.encoder(images_BCSS, conditions_B)
         latent_BZ = mean_BZ + noise_BZ * torch.exp(0.5 * log_variance_BZ)
-        drawn_BCSS = self.decoder(latent_BZ, conditions_B)
+        drawn_BCSS = self.decoder.decode(latent_BZ, conditions_B)
         squared_B = ((drawn_BCSS - images_BCSS) ** 2).flatten(1).mean(1)
-        kl_BZ = 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ)
-        values = images_BCSS.shape[1:].numel()
-        weight = kl_weight * self.beta / values
-        losses_B: Tensor = squared_B / (2 * self.pixel_std**2) + weight * kl_BZ.sum(1)
+        divergence_B = self.divergence(mean_BZ, log_variance_BZ)
+        losses_B: Tensor = squared_B / (2 * self.pixel_std**2) + kl_weight * divergence_B
         return losses_B
+
+    def divergence(self, mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
+        """KL term of the bound with its weight `beta`, in nats a pixel value: (B,)."""
+        kl_BZ = 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ)
+        return kl_BZ.sum(1) * (self.beta / (3 * self.image_size**2))
 
 
 def _channels(image_size: int, width: int) -> list[int]:

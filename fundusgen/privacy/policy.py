@@ -200,7 +200,7 @@ def objections(
     Args:
         policy: The site's policy.
         study: The study.
-        noise_multiplier: Of its mechanism.
+        noise_multiplier: The least of its mechanisms.
         declared_patients: As the site declares publicly.
         reply_bytes: Size of the arrays of one reply.
         code_hash: Of the code that runs here.
@@ -227,11 +227,11 @@ def objections(
                 expected=f"one of {', '.join(policy.models) or 'no model at all'}",
             )
         )
-    if study.federation.rounds > policy.max_rounds_per_study:
+    if study.total_rounds > policy.max_rounds_per_study:
         found.append(
             Refused(
                 RefusalReason.TOO_MANY_ROUNDS,
-                f"The study has {study.federation.rounds} rounds",
+                f"The study has {study.total_rounds} rounds",
                 expected=f"at most {policy.max_rounds_per_study} by this site's policy",
             )
         )
@@ -318,22 +318,23 @@ def require_allowed(
         raise found[0]
 
 
-def over_budget(policy: Policy, spent: Iterable[Event], planned: Event) -> Refused | None:
-    """Say whether an event would bring the site above its cap.
+def over_budget(policy: Policy, spent: Iterable[Event], *planned: Event) -> Refused | None:
+    """Say whether what is planned would bring the site above its cap.
 
-    Guarantee: None only if everything spent and the planned event together cost at most
+    Guarantee: None only if everything spent and all planned events together cost at most
     `max_epsilon` by the policy's own rule.
     Edge cases: a total that cannot be computed raises; it is not a yes.
 
     Raises:
         AccountingError: No sound total was found.
     """
-    total = policy.total_epsilon([*spent, planned])
+    total = policy.total_epsilon([*spent, *planned])
     if total <= policy.max_epsilon:
         return None
+    steps = sum(event.steps for event in planned)
     return Refused(
         RefusalReason.BUDGET_EXHAUSTED,
-        f"{planned.steps} steps would bring epsilon to {total:.3f} at delta {policy.delta:g}",
+        f"{steps} steps would bring epsilon to {total:.3f} at delta {policy.delta:g}",
         expected=f"at most {policy.max_epsilon:g} by this site's policy",
     )
 

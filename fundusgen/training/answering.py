@@ -1,19 +1,18 @@
 """How a site answers a request: the one order that is safe.
 
-    ledger -> policy -> replay? -> budget -> read patients -> reserve -> train -> sign a receipt
+    ledger -> policy -> replay? -> budget -> read patients -> reserve -> compute -> sign a receipt
            -> outbox -> commit -> release
 
 Whatever goes wrong, what leaves is an `Answer` that the ledger holds or a `Refusal` in one word.
-The noise multiplier is found before the first step and kept for the study, by its first event.
+What is computed is the mechanism of the request's stage: DP-SGD (`local`) or a vote (`voting`).
 """
 
 import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,15 +35,13 @@ from fundusgen.errors import (
 )
 from fundusgen.federation.exchange import Answer, Refusal, Request
 from fundusgen.federation.payload import from_payload, to_payload
-from fundusgen.federation.weights import digest
-from fundusgen.models.factory import build_model, private_names
-from fundusgen.privacy.accounting import calibrate_noise_multiplier, epsilon
+from fundusgen.federation.weights import Weights, digest
+from fundusgen.privacy.accounting import epsilon
 from fundusgen.privacy.events import Event, merged
 from fundusgen.privacy.keys import data_fingerprint, signing_key
 from fundusgen.privacy.ledger import Ledger
 from fundusgen.privacy.ledger_answers import Refuse, Replay, RequestConflict, answer_for
-from fundusgen.privacy.ledger_rows import LedgerRow
-from fundusgen.privacy.noise import FastNoise, SecureNoise
+from fundusgen.privacy.noise import FastNoise, NoiseSource, SecureNoise
 from fundusgen.privacy.outbox import Outbox
 from fundusgen.privacy.policy import (
     Policy,
@@ -57,8 +54,11 @@ from fundusgen.privacy.policy import (
 from fundusgen.privacy.receipts import MAX_CHARACTERS, Receipt
 from fundusgen.privacy.remarks import note_policy, note_refusal, note_replay
 from fundusgen.site import SiteFolder, SiteSettings
-from fundusgen.study import Study, parse_study
-from fundusgen.training.local import PreparedRound, load_model, prepare_round, train_round
+from fundusgen.study import Stage, Study, parse_study
+from fundusgen.training.local import load_model, prepare_round, train_round
+from fundusgen.training.mechanisms import planned_events, reply_bytes, round_event
+from fundusgen.training.poll import load_poll
+from fundusgen.training.voting import cast_votes, prepare_vote
 
 log = logging.getLogger("fundusgen.client")
 # No study is near this long; parsing what a server made up should not take minutes.
@@ -66,6 +66,9 @@ MAX_STUDY_CHARACTERS = 1 << 20
 # A study with a hundred thousand faults names each of them.
 _MAX_LOGGED = 2000
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+# A round with everything found to be right and nothing computed yet; calling it spends.
+Mechanism = Callable[[], Weights]
 
 # What an error says to the server, by where it comes from; the rest is `failed`.
 _WORDS: tuple[tuple[type[FundusgenError], RefusalReason], ...] = (
@@ -148,15 +151,15 @@ def _answer(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
         raise decision.as_error()
     if isinstance(decision, Replay):
         return _replay(ledger, outbox, asked, decision)
-    event = round_event(asked.study, request.stage, ledger.rows())
+    event = round_event(asked.study, asked.stage, ledger.rows())
     _require_allowed(asked, event)
     _require_budget(ledger, asked, event)
     # All that can be wrong with the request or the data is found before anything is spent.
-    prepared, fingerprint = _prepared(site, asked, event)
-    outbox.require_room(reply_bytes(asked.study) + MAX_CHARACTERS)
-    reply, training_s = _spent(ledger, outbox, asked, event, prepared, fingerprint)
+    mechanism, fingerprint = _prepared(site, asked, event)
+    outbox.require_room(reply_bytes(asked.study, asked.stage) + MAX_CHARACTERS)
+    reply, training_s = _spent(ledger, outbox, asked, event, mechanism, fingerprint)
     log.info(
-        "round %d of %s answered in %.2f s, %.2f s of it training: epsilon is %.3f of %.3f at "
+        "round %d of %s answered in %.2f s, %.2f s of it computing: epsilon is %.3f of %.3f at "
         "delta %g",
         request.round_number, asked.study.study_id, time.monotonic() - started_s, training_s,
         reply.receipt.epsilon_total, asked.policy.max_epsilon, asked.policy.delta,
@@ -170,6 +173,7 @@ class _Asked:
 
     request: Request
     study: Study
+    stage: Stage
     settings: SiteSettings
     policy: Policy
     key: ec.EllipticCurvePrivateKey
@@ -177,9 +181,11 @@ class _Asked:
 
 
 def _asked(site: SiteFolder, request: Request) -> _Asked:
+    study = _study(request)
     return _Asked(
         request,
-        _study(request),
+        study,
+        next(stage for stage in study.stage_rounds if stage == request.stage),
         site.settings(),
         _policy(site),
         signing_key(site.keys),
@@ -187,22 +193,43 @@ def _asked(site: SiteFolder, request: Request) -> _Asked:
     )
 
 
-def _prepared(site: SiteFolder, asked: _Asked, event: Event) -> tuple[PreparedRound, str]:
-    """Load model and patients and build the mechanism; also names the data."""
+def _prepared(site: SiteFolder, asked: _Asked, event: Event) -> tuple[Mechanism, str]:
+    """Load what the server sent and the patients and build the mechanism; also names the data."""
     study, settings = asked.study, asked.settings
     patients, content_digest = _patients(site, settings, study)
-    prepared = prepare_round(
+    noise: NoiseSource = SecureNoise() if study.privacy.noise == "secure" else FastNoise()
+    return (
+        _mechanism(asked, event, patients, noise, prepare_device(settings)),
+        data_fingerprint(site.keys, content_digest),
+    )
+
+
+def _mechanism(
+    asked: _Asked,
+    event: Event,
+    patients: PatientDataset,
+    noise: NoiseSource,
+    device: torch.device,
+) -> Mechanism:
+    study, sent, settings = asked.study, asked.request.weights, asked.settings
+    if asked.stage == "votes":
+        poll = load_poll(study, sent)
+        vote = prepare_vote(
+            poll, patients, noise_multiplier=event.noise_multiplier, noise=noise, device=device
+        )
+        return lambda: cast_votes(vote)
+    training = prepare_round(
         study,
-        load_model(study, asked.request.weights),
+        load_model(study, sent),
         patients,
         round_number=asked.request.round_number,
         noise_multiplier=event.noise_multiplier,
         declared_patients=settings.data.declared_patients,
-        noise=SecureNoise() if study.privacy.noise == "secure" else FastNoise(),
-        device=prepare_device(settings),
+        noise=noise,
+        device=device,
         batch_patients=settings.batch_patients,
     )
-    return prepared, data_fingerprint(site.keys, content_digest)
+    return lambda: train_round(training)
 
 
 def _spent(
@@ -210,10 +237,10 @@ def _spent(
     outbox: Outbox,
     asked: _Asked,
     event: Event,
-    prepared: PreparedRound,
+    mechanism: Mechanism,
     fingerprint: str,
 ) -> tuple[Answer, float]:
-    """Reserve, train, keep, commit and release; returns the answer and seconds of training."""
+    """Reserve, compute, keep, commit and release; returns the answer and seconds of computing."""
     request, study, policy = asked.request, asked.study, asked.policy
     event_id = ledger.reserve(
         study_id=study.study_id,
@@ -231,7 +258,7 @@ def _spent(
         code_hash=asked.code_hash,
     )
     started_s = time.monotonic()
-    weights = train_round(prepared)
+    weights = mechanism()
     training_s = time.monotonic() - started_s
     reply = Answer(weights, _receipt(ledger, asked, event, digest(weights)))
     payload_digest = outbox.put(request.request_id, to_payload(reply))
@@ -275,17 +302,18 @@ def _study(request: Request) -> Study:
     """The study that came with the request, if it is the one the request names."""
     _require_json(request.study)
     study = parse_study(request.study, source="the study in the request")
-    if study.study_hash != request.study_hash or request.stage != "dpsgd":
+    if study.study_hash != request.study_hash or request.stage not in study.stage_rounds:
         raise Refused(
             RefusalReason.STUDY_MISMATCH,
             f"The request names study {request.study_hash[:12]!r}, stage {request.stage[:12]!r}",
             expected=f"study {study.study_hash[:12]}, which is the text that came with it",
         )
-    if request.round_number > study.federation.rounds:
+    rounds = study.stage_rounds[request.stage]
+    if request.round_number not in rounds:
         raise Refused(
             RefusalReason.STUDY_MISMATCH,
-            f"Round {request.round_number} was asked for",
-            expected=f"at most the study's {study.federation.rounds} rounds",
+            f"Round {request.round_number} was asked for, of stage {request.stage}",
+            expected=f"a round from {rounds[0]} to {rounds[-1]}",
         )
     return study
 
@@ -362,60 +390,13 @@ def _replay(ledger: Ledger, outbox: Outbox, asked: _Asked, decision: Replay) -> 
     return from_payload(payload)
 
 
-def round_event(study: Study, stage: str, rows: Sequence[LedgerRow]) -> Event:
-    """The event of one round, with the noise of the study's first event where there is one.
-
-    Args:
-        study: The study.
-        stage: Its stage.
-        rows: The site's ledger.
-
-    Raises:
-        AccountingError: No noise multiplier meets the study's target.
-    """
-    dpsgd = study.stages.dpsgd
-    earlier = [
-        row.event.noise_multiplier
-        for row in rows
-        if row.study_hash == study.study_hash and row.stage == stage
-    ]
-    noise_multiplier = earlier[0] if earlier else noise_for(study)
-    return Event("subsampled_gaussian", noise_multiplier, dpsgd.sample_rate, dpsgd.steps_per_round)
-
-
-def noise_for(study: Study) -> float:
-    """Noise multiplier with which all rounds of a study cost at most its target epsilon.
-
-    Guarantee: epsilon of `dpsgd_steps` steps at the study's sample rate and target delta is at
-    most `target_epsilon` by every accountant that is installed.
-    Edge cases: a target that no noise can meet raises.
-
-    Raises:
-        AccountingError: No noise multiplier meets the target.
-    """
-    privacy = study.privacy
-    return _calibrated(
-        privacy.target_epsilon,
-        privacy.target_delta,
-        study.stages.dpsgd.sample_rate,
-        study.dpsgd_steps,
-    )
-
-
-@lru_cache(maxsize=64)
-def _calibrated(target_epsilon: float, target_delta: float, rate: float, steps: int) -> float:
-    return calibrate_noise_multiplier(
-        target_epsilon=target_epsilon, target_delta=target_delta, sample_rate=rate, steps=steps
-    )
-
-
 def _require_allowed(asked: _Asked, event: Event) -> None:
     require_allowed(
         asked.policy,
         asked.study,
         noise_multiplier=event.noise_multiplier,
         declared_patients=asked.settings.data.declared_patients,
-        reply_bytes=reply_bytes(asked.study),
+        reply_bytes=reply_bytes(asked.study, asked.stage),
         code_hash=asked.code_hash,
     )
 
@@ -423,17 +404,9 @@ def _require_allowed(asked: _Asked, event: Event) -> None:
 def _require_budget(ledger: Ledger, asked: _Asked, event: Event) -> None:
     """Refuse a round that would exceed the site's cap, or a study that would on its first round."""
     begun = any(row.study_hash == asked.study.study_hash for row in ledger.rows())
-    planned = event if begun else replace(event, steps=asked.study.dpsgd_steps)
-    if (refused := over_budget(asked.policy, ledger.events(), planned)) is not None:
+    planned = (event,) if begun else planned_events(asked.study)
+    if (refused := over_budget(asked.policy, ledger.events(), *planned)) is not None:
         raise refused
-
-
-def reply_bytes(study: Study) -> int:
-    """Size of the arrays of one reply, in bytes."""
-    model = build_model(study)
-    return sum(
-        4 * model.get_parameter(name).numel() for name in private_names(model, study.model.private)
-    )
 
 
 def _patients(site: SiteFolder, settings: SiteSettings, study: Study) -> tuple[PatientDataset, str]:

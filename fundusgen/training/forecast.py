@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from fundusgen.models.factory import build_model, private_names
 from fundusgen.study import Study
-from fundusgen.training.answering import noise_for
+from fundusgen.training.mechanisms import noise_for
 
 # Above this a step moves the weights mostly at random; the pictures stay noise.
 WARN_NOISE_OVER_SIGNAL = 3.0
+# Votes are averaged over dozens of like candidates before anything is made of them.
+WARN_NOISE_OVER_VOTES = 10.0
 LEARN_MORE = (
     "Train fewer parameters (model.width, model.private), sample more patients a step "
     "(sample_rate), or pool more sites"
@@ -39,7 +41,7 @@ def forecast(study: Study, declared_patients: Sequence[int]) -> Forecast:
         AccountingError: No noise multiplier meets the study's target.
         ModelError: The study's private subset matches nothing.
     """
-    parameters, noise_multiplier = private_parameters(study), noise_for(study)
+    parameters, noise_multiplier = private_parameters(study), noise_for(study, "dpsgd")
     ratio = noise_over_signal(study, declared_patients, noise_multiplier, parameters)
     return Forecast(noise_multiplier, parameters, ratio)
 
@@ -68,7 +70,26 @@ def noise_over_signal(
     pooled = math.hypot(
         *(share / patients for share, patients in zip(shares, declared_patients, strict=True))
     ) / sum(shares)
-    return noise_multiplier * math.sqrt(parameters) * pooled / study.stages.dpsgd.sample_rate
+    return noise_multiplier * math.sqrt(parameters) * pooled / study.dpsgd.sample_rate
+
+
+def noise_over_votes(
+    study: Study, declared_patients: Sequence[int], noise_multiplier: float
+) -> float:
+    """Standard deviation of the noise on a candidate's votes over the votes it gets on average.
+
+    A patient with one image gives `1 / sqrt(nearest)` to each of `nearest` candidates, so
+    `sqrt(nearest)` in all; the noises of the sites add up as they are independent.
+
+    Args:
+        study: A study with votes.
+        declared_patients: Of each site, from 1; at least one site.
+        noise_multiplier: Of the votes.
+    """
+    votes = study.votes
+    nearest = min(votes.nearest, votes.candidates)
+    mean = sum(declared_patients) * math.sqrt(nearest) / votes.candidates
+    return noise_multiplier * math.sqrt(len(declared_patients)) / mean
 
 
 def private_parameters(study: Study) -> int:
@@ -107,3 +128,22 @@ def verdict(alone: float, pooled: float | None) -> str:
     if pooled <= WARN_NOISE_OVER_SIGNAL:
         return f"{said}, not above {limit}: the study can learn something."
     return f"{said}, above {limit}: the study will learn little or nothing. {LEARN_MORE}."
+
+
+def votes_verdict(alone: float, pooled: float | None) -> str:
+    """Say in plain words whether votes can tell anything.
+
+    Args:
+        alone: `noise_over_votes` of this site by itself.
+        pooled: Of all sites, or None where they are not known.
+    """
+    ratio, whose = (alone, "At this site alone") if pooled is None else (pooled, "Over all sites")
+    said = (
+        f"{whose} the noise on a candidate is {ratio:.2f} times the votes that it gets on average"
+    )
+    if ratio <= WARN_NOISE_OVER_VOTES:
+        return f"{said}: averaged over like candidates, they tell which phantoms are like patients."
+    return (
+        f"{said}, above {WARN_NOISE_OVER_VOTES:g}: little will be learned from them. Offer fewer "
+        "candidates (stages.votes.candidates), hold fewer rounds of votes, or pool more sites."
+    )

@@ -83,7 +83,7 @@ def prepare_round(
         study: The study.
         model: The study's model as the server sent it, from `load_model`; is changed.
         patients: The site's patients.
-        round_number: From 1; sets the KL warm-up.
+        round_number: From 1, votes included; sets the KL warm-up.
         noise_multiplier: Noise standard deviation over `max_grad_norm`.
         declared_patients: Public number of patients, the denominator of every step.
         noise: Source of the mechanism's randomness.
@@ -94,7 +94,7 @@ def prepare_round(
         ModelError: `model.private` names no parameter.
         PrivacyError: A setting is out of range.
     """
-    stage = study.stages.dpsgd
+    stage = study.dpsgd
     model.to(device)
     names = private_names(model, study.model.private)
     if not names:
@@ -117,7 +117,7 @@ def prepare_round(
         noise,
         PoissonPatients(len(patients), stage.sample_rate, noise),
     )
-    loss = _PatientLoss(model, names, kl_weight(stage, round_number))
+    loss = _PatientLoss(model, names, kl_weight(stage, round_number - study.votes_rounds))
     # A patient more in a sample gives the patients after them other views and latents. That is
     # covered as long as nobody knows the draws: each order of them is then as likely as any
     # other. So they come from a generator of their own that the operating system seeds, and not
@@ -155,7 +155,7 @@ def train_round(prepared: PreparedRound) -> Weights:
 
 
 def kl_weight(stage: DPSGDStage, round_number: int) -> float:
-    """Weight of the KL term in a round: grows linearly to 1 over the warm-up."""
+    """Weight of the KL term in a round of DP-SGD, from 1: grows linearly to 1 over the warm-up."""
     return min(1.0, round_number / (stage.kl_warmup_rounds + 1))
 
 

@@ -11,10 +11,16 @@ from dataclasses import dataclass, replace
 from fundusgen.code import code_hash
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.policy import Refused, objections, over_budget
-from fundusgen.study import Study
-from fundusgen.training.answering import reply_bytes, round_event
-from fundusgen.training.forecast import noise_over_signal, private_parameters, verdict
-from fundusgen.training.rehearsal import Rehearsal, rehearse
+from fundusgen.study import Stage, Study
+from fundusgen.training.forecast import (
+    noise_over_signal,
+    noise_over_votes,
+    private_parameters,
+    verdict,
+    votes_verdict,
+)
+from fundusgen.training.mechanisms import reply_bytes, round_event
+from fundusgen.training.rehearsal import Rehearsal, rehearse, rehearse_votes
 from fundusgen.training.standing import Standing
 from fundusgen.training.traffic import Traffic, traffic
 
@@ -30,14 +36,14 @@ class StagePlan:
         event: Its mechanism over the rounds left.
         epsilon_alone: Of `event` by itself.
         epsilon_after: Of all that is spent, the stages before this one, and this one.
-        private_parameters: Number of parameters trained on patients.
-        noise_over_signal: Of a step, this site alone.
-        noise_over_signal_pooled: Of a step, all sites; None where they are not known.
+        private_parameters: Number of parameters trained on patients; 0 for votes.
+        noise_over_signal: Of a step, or of a candidate's votes; this site alone.
+        noise_over_signal_pooled: Of all sites; None where they are not known.
         traffic: Bytes of a round.
         rehearsal: What was measured; None where nothing is left to do.
     """
 
-    stage: str
+    stage: Stage
     rounds: int
     rounds_left: int
     event: Event
@@ -52,7 +58,8 @@ class StagePlan:
     @property
     def verdict(self) -> str:
         """Whether it can learn anything, in plain words."""
-        return verdict(self.noise_over_signal, self.noise_over_signal_pooled)
+        said = votes_verdict if self.stage == "votes" else verdict
+        return said(self.noise_over_signal, self.noise_over_signal_pooled)
 
     @property
     def minutes(self) -> float:
@@ -111,12 +118,15 @@ def plan(study: Study, standing: Standing) -> StudyPlan:
         ModelError: The study's model cannot be built.
         RunError: A step of the study fails on this machine.
     """
-    stages = (_dpsgd(study, standing, standing.spent),)
+    stages: list[StagePlan] = []
+    for stage in study.stage_rounds:
+        before = [*standing.spent, *(planned.event for planned in stages)]
+        stages.append(_planned(study, standing, stage, before))
     return StudyPlan(
         study,
         standing,
         standing.total_epsilon(standing.spent),
-        stages,
+        tuple(stages),
         tuple(_objections(study, standing, stages)),
     )
 
@@ -129,7 +139,7 @@ def _objections(study: Study, standing: Standing, stages: Sequence[StagePlan]) -
         study,
         noise_multiplier=min(stage.event.noise_multiplier for stage in stages),
         declared_patients=standing.declared_patients,
-        reply_bytes=reply_bytes(study),
+        reply_bytes=max(reply_bytes(study, stage.stage) for stage in stages),
         code_hash=code_hash(),
     )
     spent = list(standing.spent)
@@ -140,34 +150,39 @@ def _objections(study: Study, standing: Standing, stages: Sequence[StagePlan]) -
     return found
 
 
-def _dpsgd(study: Study, standing: Standing, spent: Sequence[Event]) -> StagePlan:
-    """Plan the rounds of DP-SGD that are left, on top of what is spent before them."""
-    name, rounds = "dpsgd", study.federation.rounds
+def _planned(study: Study, standing: Standing, stage: Stage, spent: Sequence[Event]) -> StagePlan:
+    """Plan the rounds of a stage that are left, on top of what is spent before them."""
+    rounds = study.stage_rounds[stage]
     answered = {
         row.round_number
         for row in standing.rows
-        if row.answered and (row.study_hash, row.stage) == (study.study_hash, name)
+        if row.answered and (row.study_hash, row.stage) == (study.study_hash, stage)
     }
-    left = rounds - len(answered)
-    one = round_event(study, name, standing.rows)
+    left = len(rounds) - len(answered)
+    one = round_event(study, stage, standing.rows)
     event, noise = replace(one, steps=left * one.steps), one.noise_multiplier
-    parameters = private_parameters(study)
-
-    def ratio(patients: Sequence[int]) -> float:
-        return noise_over_signal(study, patients, noise, parameters)
-
+    sites = standing.sites_patients
     return StagePlan(
-        stage=name,
-        rounds=rounds,
+        stage=stage,
+        rounds=len(rounds),
         rounds_left=left,
         event=event,
         epsilon_alone=standing.total_epsilon([event]),
         epsilon_after=standing.total_epsilon([*spent, event]),
-        private_parameters=parameters,
-        noise_over_signal=ratio([standing.declared_patients]),
-        noise_over_signal_pooled=ratio(standing.sites_patients)
-        if standing.sites_patients
-        else None,
-        traffic=traffic(study, standing, name, one, [*spent, event]),
-        rehearsal=rehearse(study, standing.settings, noise_multiplier=noise) if left else None,
+        private_parameters=private_parameters(study) if stage == "dpsgd" else 0,
+        noise_over_signal=_ratio(study, stage, [standing.declared_patients], noise),
+        noise_over_signal_pooled=_ratio(study, stage, sites, noise) if sites else None,
+        traffic=traffic(study, standing, stage, one, [*spent, event]),
+        rehearsal=_rehearsed(study, standing, stage, noise) if left else None,
     )
+
+
+def _ratio(study: Study, stage: Stage, patients: Sequence[int], noise: float) -> float:
+    if stage == "votes":
+        return noise_over_votes(study, patients, noise)
+    return noise_over_signal(study, patients, noise, private_parameters(study))
+
+
+def _rehearsed(study: Study, standing: Standing, stage: Stage, noise: float) -> Rehearsal:
+    rehearsing = rehearse_votes if stage == "votes" else rehearse
+    return rehearsing(study, standing.settings, noise_multiplier=noise)

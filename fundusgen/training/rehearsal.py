@@ -17,13 +17,17 @@ from scipy.stats import binom
 
 from fundusgen.data.patients import PatientDataset
 from fundusgen.errors import RunError
+from fundusgen.models.encoder import ParameterEncoder
 from fundusgen.models.factory import build_model
 from fundusgen.phantom.population import phantom_images
+from fundusgen.phantom.reading import PARAMETERS
 from fundusgen.privacy.noise import FastNoise, SecureNoise
 from fundusgen.site import SiteSettings
 from fundusgen.study import Study
 from fundusgen.training.answering import prepare_device
 from fundusgen.training.local import PreparedRound, load_model, prepare_round
+from fundusgen.training.poll import Poll
+from fundusgen.training.voting import cast_votes, prepare_vote
 
 # Larger steps are this many batches, and then so many more: their time is batches.
 _MOST_BATCHES = 4
@@ -31,6 +35,8 @@ _MOST_BATCHES = 4
 _LEAST_STEPS, _MOST_STEPS, _LONG_ENOUGH_S = 3, 20, 3.0
 # Standard deviations beyond which a binomial has nothing that counts.
 _TAIL = 10
+# Patients of a rehearsed vote.
+_VOTERS = 50
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def rehearse(study: Study, settings: SiteSettings, *, noise_multiplier: float) -
         ModelError: The study's model cannot be built, or its private subset matches nothing.
     """
     device = prepare_device(settings)
-    rate, size = study.stages.dpsgd.sample_rate, settings.batch_patients
+    rate, size = study.dpsgd.sample_rate, settings.batch_patients
     declared = settings.data.declared_patients
     patients = min(max(1, round(rate * declared)), _MOST_BATCHES * size)
     load, _, _ = os.getloadavg()
@@ -107,6 +113,60 @@ def rehearse(study: Study, settings: SiteSettings, *, noise_multiplier: float) -
         cores=os.cpu_count() or 1,
         load=load,
     )
+
+
+def rehearse_votes(study: Study, settings: SiteSettings, *, noise_multiplier: float) -> Rehearsal:
+    """Let one phantom vote a few dozen times, and time it: a vote takes a patient after the other.
+
+    Args:
+        study: A study with votes.
+        settings: Of the site: declared patients, threads and device.
+        noise_multiplier: Noise of the votes; any positive one takes as long.
+
+    Returns:
+        A vote as a step of a batch a patient, each with one image.
+
+    Raises:
+        RunError: A vote fails on this machine, mostly for want of memory.
+        SiteError: The site's device is not there.
+    """
+    device = prepare_device(settings)
+    load, _, _ = os.getloadavg()
+    poll = Poll(
+        study.votes.nearest,
+        np.zeros((study.votes.candidates, len(PARAMETERS)), np.float32),
+        np.zeros(study.votes.candidates, np.int64),
+        ParameterEncoder(study.image_size, len(PARAMETERS)).eval(),
+    )
+    try:
+        first_s, second_s = (_vote_s(study, poll, device, noise_multiplier) for _ in range(2))
+    except (RuntimeError, MemoryError) as error:
+        raise RunError(
+            f"A vote of this study fails on this machine: {' '.join(str(error).split())[:200]}",
+            expected=f"memory for {study.votes.candidates:,} candidates on {device}",
+            remedy="Choose another `device` in site.yaml",
+        ) from error
+    declared = settings.data.declared_patients
+    return Rehearsal(
+        seconds_per_step=declared * second_s / _VOTERS,
+        seconds_per_round_besides=max(0.0, first_s - second_s),
+        batches_per_step=declared,
+        device=str(device),
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count() or 1,
+        load=load,
+    )
+
+
+def _vote_s(study: Study, poll: Poll, device: torch.device, noise_multiplier: float) -> float:
+    voters = _phantoms(study, _VOTERS)
+    began_s = time.perf_counter()
+    cast_votes(
+        prepare_vote(
+            poll, voters, noise_multiplier=noise_multiplier, noise=FastNoise(), device=device
+        )
+    )
+    return time.perf_counter() - began_s
 
 
 def expected_batches(patients: int, sample_rate: float, size: int) -> float:
@@ -180,5 +240,5 @@ def _phantoms(study: Study, patients: int) -> PatientDataset:
 
 
 def _everyone_in_every_step(study: Study) -> Study:
-    stage = study.stages.dpsgd.model_copy(update={"sample_rate": 1.0})
+    stage = study.dpsgd.model_copy(update={"sample_rate": 1.0})
     return study.model_copy(update={"stages": study.stages.model_copy(update={"dpsgd": stage})})

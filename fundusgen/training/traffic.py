@@ -8,12 +8,18 @@ TLS put around the messages is not in it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fundusgen.federation.exchange import Answer, Request
 from fundusgen.federation.messages import reply_to_record, request_to_record
+from fundusgen.federation.weights import Weights
+from fundusgen.models.encoder import ParameterEncoder
 from fundusgen.models.factory import build_model, private_names
+from fundusgen.phantom.reading import PARAMETERS
 from fundusgen.privacy.events import Event, merged
 from fundusgen.privacy.receipts import Receipt
-from fundusgen.study import Study
+from fundusgen.study import Stage, Study
+from fundusgen.training.poll import VOTES, poll_arrays
 from fundusgen.training.standing import Standing
 
 # Base64 of an ECDSA signature on P-384 in DER: two numbers of 48 bytes, and at most 8 around them.
@@ -26,8 +32,8 @@ class Traffic:
     """Bytes of a round at one site.
 
     Attributes:
-        down: Of the request: all weights, the study, the names of receipts.
-        up: Of the reply: the private weights and the receipt.
+        down: Of the request: all weights or the poll, the study, the names of receipts.
+        up: Of the reply: the private weights or the votes, and the receipt.
     """
 
     down: int
@@ -35,7 +41,7 @@ class Traffic:
 
 
 def traffic(
-    study: Study, standing: Standing, stage: str, event: Event, spent: Sequence[Event]
+    study: Study, standing: Standing, stage: Stage, event: Event, spent: Sequence[Event]
 ) -> Traffic:
     """Pack the last request of a stage and the reply to it, and weigh them.
 
@@ -49,20 +55,18 @@ def traffic(
     Raises:
         ModelError: The study's model cannot be built.
     """
-    model = build_model(study)
-    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    asked, answered = _arrays(study, stage)
     receipt = _receipt(study, standing, stage, event, spent)
     request = Request(
         study.agreed_json(),
         study.study_hash,
         receipt.round_number,
         stage,
-        weights,
+        asked,
         # The server names the last receipt of each site; other names are taken to be as long.
         {f"{receipt.site}{number}": _DIGEST for number in range(_sites(study, standing))},
     )
-    private = private_names(model, study.model.private)
-    answer = Answer({name: weights[name] for name in private}, receipt)
+    answer = Answer(answered, receipt)
     down, up = (
         sum(part.count_bytes() for part in message.values())
         for message in (request_to_record(request), reply_to_record(answer))
@@ -70,19 +74,36 @@ def traffic(
     return Traffic(down, up)
 
 
+def _arrays(study: Study, stage: Stage) -> tuple[Weights, Weights]:
+    """Arrays as large as those of the stage's requests and replies."""
+    if stage == "votes":
+        candidates, outputs = study.votes.candidates, len(PARAMETERS)
+        encoder = ParameterEncoder(study.image_size, outputs).state_dict()
+        poll = poll_arrays(
+            np.zeros((candidates, outputs), np.float32),
+            np.zeros(candidates, np.int64),
+            {name: value.numpy() for name, value in encoder.items()},
+        )
+        return poll, {VOTES: np.zeros(candidates, np.float32)}
+    model = build_model(study)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    private = private_names(model, study.model.private)
+    return weights, {name: weights[name] for name in private}
+
+
 def _sites(study: Study, standing: Standing) -> int:
     return len(standing.sites_patients) or study.federation.min_sites
 
 
 def _receipt(
-    study: Study, standing: Standing, stage: str, event: Event, spent: Sequence[Event]
+    study: Study, standing: Standing, stage: Stage, event: Event, spent: Sequence[Event]
 ) -> Receipt:
     """A receipt as long as the stage's last one will be."""
     return Receipt(
         site=standing.settings.name,
         study_id=study.study_id,
         study_hash=study.study_hash,
-        round_number=study.federation.rounds,
+        round_number=study.stage_rounds[stage][-1],
         stage=stage,
         request_id=_DIGEST[:32],
         event=event,
@@ -94,7 +115,7 @@ def _receipt(
         payload_digest=_DIGEST,
         policy_hash=_DIGEST,
         code_hash=_DIGEST,
-        sequence=len(standing.rows) + study.federation.rounds,
+        sequence=len(standing.rows) + study.total_rounds,
         previous=_DIGEST,
         signature=_SIGNATURE,
     )

@@ -53,7 +53,7 @@ def run_with(steps: int | None) -> list[Row]:
         study_file.write_text(dump_study(study))
         folder, _, sites = prepare(study_file, Path(name) / "run", None, lambda _: None)
         simulate(folder, sites, cpus_per_client=cpus_per_client, on_tick=lambda: None)
-        steps = study.stages.dpsgd.steps_per_round
+        steps = study.dpsgd.steps_per_round
         return _rows(folder, steps, slots=min(SITES, cores // cpus_per_client))
 
 
@@ -61,7 +61,7 @@ def bench_study(steps: int | None) -> Study:
     """The real study, shortened and for phantoms, with other steps a round if wanted."""
     real = load_study(REAL_STUDY)
     mix = {name: 1.0 for name in real.conditions if name in ("normal", "dr2", "amd")}
-    stage = real.stages.dpsgd
+    stage = real.dpsgd
     stage = stage.model_copy(update={"steps_per_round": steps or stage.steps_per_round})
     names = ("north", "south", "east", "west")
     return real.model_copy(

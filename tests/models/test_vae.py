@@ -53,7 +53,7 @@ def test_the_loss_is_the_evidence_lower_bound_written_out() -> None:
     model = build_model(study())
     images, conditions, noise = batch(model, 3)
     mean, log_variance = model.encoder(images, conditions)
-    drawn = model.decoder(mean + noise * torch.exp(log_variance / 2), conditions)
+    drawn = model.decoder.decode(mean + noise * torch.exp(log_variance / 2), conditions)
     posterior = torch.distributions.Normal(mean, torch.exp(log_variance / 2))
     prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     kl = torch.distributions.kl_divergence(posterior, prior).sum(1)
@@ -127,3 +127,46 @@ def test_weights_of_another_model_are_an_error() -> None:
 def test_a_size_or_width_that_cannot_be_built_is_an_error(size: int, width: int) -> None:
     with pytest.raises(ModelError):
         VAE(image_size=size, conditions=2, width=width, latent=4)
+
+
+def test_noise_is_decoded_as_it_is_until_the_model_is_settled() -> None:
+    decoder = build_model(study()).decoder
+    noise, conditions = torch.randn(4, 5), torch.tensor([0, 1, 0, 1])
+    decoder.to_image[-1].conv.weight.data.normal_()
+    torch.testing.assert_close(decoder(noise, conditions), decoder.decode(noise, conditions))
+
+
+def test_a_settled_decoder_draws_from_where_the_encoder_puts_a_condition_s_images() -> None:
+    model = build_model(study())
+    images, conditions, _ = batch(model, 600)
+    images = images * torch.rand(600, 1, 1, 1)
+    model.settle(images, conditions)
+    with torch.no_grad():
+        mean, log_variance = model.encoder(images, conditions)
+    for condition in (0, 1):
+        chosen = conditions == condition
+        torch.testing.assert_close(
+            model.decoder.place[condition], mean[chosen].mean(0), rtol=0.1, atol=0.05
+        )
+        spread = model.decoder.spread[condition]
+        covariance = torch.cov(mean[chosen].T) + torch.diag(log_variance[chosen].exp().mean(0))
+        torch.testing.assert_close(spread @ spread.T, covariance, rtol=0.1, atol=0.05)
+
+
+def test_a_condition_without_images_is_drawn_from_where_all_others_lie() -> None:
+    model = build_model(study())
+    images, _, _ = batch(model, 50)
+    model.settle(images, torch.zeros(50, dtype=torch.int64))
+    torch.testing.assert_close(model.decoder.place[0], model.decoder.place[1])
+    torch.testing.assert_close(model.decoder.spread[0], model.decoder.spread[1])
+
+
+def test_a_single_image_is_enough_to_settle() -> None:
+    model = build_model(study())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.settle(torch.zeros(1, 3, 32, 32), torch.tensor([1]))
+    drawn = model.decoder(torch.randn(2, 5), torch.tensor([0, 1]))
+    assert torch.isfinite(drawn).all()
+    # What is private is a choice among the parameters; where to draw from is none.
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert {"decoder.place", "decoder.spread"} <= model.state_dict().keys()

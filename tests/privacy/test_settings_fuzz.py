@@ -36,6 +36,7 @@ from fundusgen.settings_file import dump_settings
 from fundusgen.site import SiteFolder
 from fundusgen.study import ModelSettings, Study, dump_study, load_study
 from fundusgen.training import answering
+from fundusgen.training.mechanisms import round_event
 
 REPOSITORY = Path(__file__).parents[2]
 STUDIES = REPOSITORY / "simulations" / "studies"
@@ -468,7 +469,7 @@ def changed_policies(
 
 def first_reason(policy: Policy, request: Request, study: Study) -> RefusalReason | None:
     """The word with which a policy refuses a site's first round, or None."""
-    event = answering.round_event(study, "dpsgd", ())
+    event = round_event(study, "dpsgd", ())
     found = objections(
         policy,
         study,

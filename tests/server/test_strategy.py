@@ -59,6 +59,9 @@ def study(**federation: object) -> Study:
     )  # fmt: skip
 
 
+TRAINED = private_names(build_model(study()), study().model.private)
+
+
 class FakeGrid:
     """Sites by number; a site that returns None never answers."""
 
@@ -128,7 +131,7 @@ def know_sites(folder: RunFolder) -> None:
 
 def honest(name: str, shift: float = 0.01, patients: int = 10) -> Site:
     def answer(request: Request) -> RecordDict:
-        weights = {key: value + np.float32(shift) for key, value in request.weights.items()}
+        weights = {key: request.weights[key] + np.float32(shift) for key in TRAINED}
         return reply_to_record(Answer(weights, receipt(name, request, weights, patients)))
 
     return answer
@@ -136,7 +139,7 @@ def honest(name: str, shift: float = 0.01, patients: int = 10) -> Site:
 
 def spoiled(name: str, spoil: Callable[[Answer], Answer]) -> Site:
     def answer(request: Request) -> RecordDict:
-        weights = {key: value + np.float32(0.01) for key, value in request.weights.items()}
+        weights = {key: request.weights[key] + np.float32(0.01) for key in TRAINED}
         return reply_to_record(spoil(Answer(weights, receipt(name, request, weights))))
 
     return answer

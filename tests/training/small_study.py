@@ -6,7 +6,8 @@ import yaml
 
 from fundusgen.errors import FundusgenError
 from fundusgen.federation.exchange import Request
-from fundusgen.models.factory import build_model
+from fundusgen.federation.weights import Weights
+from fundusgen.models.factory import build_model, private_names
 from fundusgen.phantom.site import write_site_folder
 from fundusgen.privacy.policy import Policy
 from fundusgen.site import SiteData, SiteFolder, SiteSettings
@@ -65,6 +66,12 @@ def approve_asked(site: SiteFolder, request: Request) -> None:
         return
     if study.study_hash not in policy.studies:
         approve(site, study)
+
+
+def private_part(study: Study, request: Request) -> Weights:
+    """What a reply to a request is like: its weights without what nobody trains."""
+    names = private_names(build_model(study), study.model.private)
+    return {name: request.weights[name] for name in names}
 
 
 def request_for(study: Study, round_number: int = 1, shift: float = 0.0) -> Request:

@@ -8,7 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import yaml
-from small_study import approve, approve_asked, phantom_site, request_for, small_study
+from small_study import (
+    approve,
+    approve_asked,
+    phantom_site,
+    private_part,
+    request_for,
+    small_study,
+)
 
 from fundusgen.code import code_hash
 from fundusgen.data.patients import PatientDataset
@@ -25,7 +32,8 @@ from fundusgen.privacy.receipts import require_epsilon, require_follows, require
 from fundusgen.privacy.remarks import MAX_REFUSALS
 from fundusgen.site import SiteFolder
 from fundusgen.study import Study
-from fundusgen.training import answering
+from fundusgen.training import answering, mechanisms
+from fundusgen.training.mechanisms import noise_for
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ def test_an_answer_holds_the_private_weights_changed_and_a_receipt_that_fits(sit
     study = small_study()
     request = request_for(study)
     answer = answered(site, study)
-    require_fit(answer.weights, request.weights)
+    require_fit(answer.weights, private_part(study, request))
     assert digest(answer.weights) == answer.receipt.payload_digest
     assert digest(answer.weights) != digest(request.weights)
     assert answer.receipt.request_id == request.request_id
@@ -83,7 +91,7 @@ def test_every_round_is_in_the_ledger_and_epsilon_grows_to_the_target_and_not_be
     assert epsilons == sorted(epsilons)
     assert 7.0 < epsilons[-1] <= 8.0
     assert [row.state for row in rows(site)] == ["released"] * 3
-    assert {row.event.noise_multiplier for row in rows(site)} == {answering.noise_for(study)}
+    assert {row.event.noise_multiplier for row in rows(site)} == {noise_for(study, "dpsgd")}
 
 
 def test_the_same_request_is_answered_with_the_same_bytes_and_costs_nothing(site) -> None:
@@ -215,7 +223,7 @@ def test_a_study_that_nobody_has_approved_is_refused_before_any_image_is_read(
 
 
 def test_nothing_is_computed_for_a_study_that_nobody_has_approved(site, monkeypatch) -> None:
-    monkeypatch.setattr(answering, "noise_for", lambda _: pytest.fail("noise was calibrated"))
+    monkeypatch.setattr(mechanisms, "noise_for", lambda *_: pytest.fail("noise was calibrated"))
     reply = answering.answer(site, request_for(small_study()))
     assert reply == Refusal(RefusalReason.STUDY_NOT_APPROVED)
 
@@ -390,7 +398,7 @@ def test_whether_one_patients_gradient_overflows_is_not_told(site, monkeypatch) 
     )
     answer = answered(site, study)
     assert len(overflowing) == 2
-    require_fit(answer.weights, request_for(study).weights)
+    require_fit(answer.weights, private_part(study, request_for(study)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -1,14 +1,14 @@
 import pytest
 from small_study import small_study
 
-from fundusgen.training.answering import noise_for
 from fundusgen.training.forecast import forecast
+from fundusgen.training.mechanisms import noise_for
 
 
 def test_noise_over_signal_is_the_formula_written_out() -> None:
     study = small_study()
     found = forecast(study, [100, 300])
-    one = noise_for(study) * found.private_parameters**0.5 / (0.5 * 400)
+    one = noise_for(study, "dpsgd") * found.private_parameters**0.5 / (0.5 * 400)
     assert found.noise_over_signal == pytest.approx(2**0.5 * one)
 
 

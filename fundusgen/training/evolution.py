@@ -1,0 +1,177 @@
+"""What the server makes of votes: the next population of phantoms. Post-processing, free.
+
+Private Evolution (Lin et al. 2024, arXiv 2305.15560, Algorithm 1; with a simulator, arXiv
+2502.05505): candidates whose noisy votes stand out of the noise survive and have children, which
+are the same photographs with all parameters a little changed. Every condition keeps the share of
+the candidates that the study gave it: how many patients have it is neither used nor shown.
+
+Axis letters: N candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fundusgen.phantom.camera import CAMERA_STYLES
+from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
+from fundusgen.phantom.variation import Lineage
+from fundusgen.study import Study
+
+# Noise alone exceeds two of its standard deviations once in 44 candidates.
+STANDS_OUT = 2.0
+# Of each condition's places in the next generation, those that may go to survivors.
+_SURVIVING = 0.5
+# Tell apart the random draws of one study.
+_FIRST, _CHILDREN, _REFIT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The candidates of one vote.
+
+    Attributes:
+        lineages: How each came about.
+        conditions_N: int64 places in the study's conditions; a phantom may stand for a condition
+            that has no look of its own, such as `unknown`.
+    """
+
+    lineages: tuple[Lineage, ...]
+    conditions_N: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a vote comes to.
+
+    Attributes:
+        shares_N: Of each candidate within its condition; those of a condition add up to 1.
+        undecided: Places of the conditions in which nobody stood out of the noise; all their
+            candidates have equal shares, as in the prior.
+    """
+
+    shares_N: NDArray[np.float64]
+    undecided: tuple[int, ...]
+
+
+def first_generation(study: Study) -> Generation:
+    """Draw the candidates of a study's first vote: its conditions in turn, cameras at random.
+
+    Raises:
+        StudyError: The study has no votes.
+    """
+    count = study.votes.candidates
+    rng = _rng(study, _FIRST, 0)
+    styles = tuple(CAMERA_STYLES)
+    conditions_N = np.arange(count, dtype=np.int64) % len(study.conditions)
+    lineages = tuple(
+        Lineage(
+            study.seed,
+            number,
+            _drawn_as(study.conditions[place], rng),
+            styles[int(rng.integers(len(styles)))],
+        )
+        for number, place in enumerate(conditions_N)
+    )
+    return Generation(lineages, conditions_N)
+
+
+def result_of(
+    votes_N: NDArray[np.floating], noise_deviation: float, conditions_N: NDArray[np.int64]
+) -> Result:
+    """Read noisy votes: who stands out of the noise, and with what share.
+
+    Args:
+        votes_N: Noisy votes, summed over sites.
+        noise_deviation: Standard deviation of the noise in each.
+        conditions_N: Conditions of the candidates.
+    """
+    heard_N = np.where(votes_N > STANDS_OUT * noise_deviation, votes_N, 0.0).astype(np.float64)
+    shares_N = np.zeros(len(heard_N))
+    undecided = []
+    for condition in np.unique(conditions_N):
+        standing = conditions_N == condition
+        total = heard_N[standing].sum()
+        if total > 0:
+            shares_N[standing] = heard_N[standing] / total
+        else:
+            shares_N[standing] = 1 / np.count_nonzero(standing)
+            undecided.append(int(condition))
+    return Result(shares_N, tuple(undecided))
+
+
+def next_generation(study: Study, before: Generation, result: Result, vote: int) -> Generation:
+    """Put up the candidates of the next vote: the best of this one, and children of all of them.
+
+    Args:
+        study: The study.
+        before: The candidates of this vote.
+        result: Of this vote.
+        vote: Number of this vote, from 1; decides the draws.
+    """
+    rng = _rng(study, _CHILDREN, vote)
+    lineages: list[Lineage] = []
+    conditions: list[int] = []
+    for condition in np.unique(before.conditions_N):
+        standing = np.flatnonzero(before.conditions_N == condition)
+        shares = result.shares_N[standing]
+        best = standing[np.argsort(-shares, kind="stable")]
+        survivors = best[: min(int(_SURVIVING * len(standing)), np.count_nonzero(shares))]
+        lineages += [before.lineages[place] for place in survivors]
+        lineages += _children(before, standing, shares, len(standing) - len(survivors), rng)
+        conditions += [int(condition)] * len(standing)
+    return Generation(tuple(lineages), np.array(conditions, dtype=np.int64))
+
+
+def voted_population(
+    study: Study, before: Generation, result: Result, count: int
+) -> tuple[tuple[Lineage, ...], NDArray[np.int64]]:
+    """Draw phantoms from the neighbourhood of the last vote's winners, to learn from.
+
+    Args:
+        study: The study.
+        before: The candidates of the last vote.
+        result: Of the last vote.
+        count: How many phantoms; all conditions are equally frequent.
+
+    Returns:
+        Lineages and the places of their conditions (`count`,), conditions in turn.
+    """
+    rng = _rng(study, _REFIT, 0)
+    conditions_N = np.arange(count, dtype=np.int64) % len(study.conditions)
+    lineages: list[Lineage | None] = [None] * count
+    for condition in np.unique(conditions_N):
+        standing = np.flatnonzero(before.conditions_N == condition)
+        places = np.flatnonzero(conditions_N == condition)
+        children = _children(before, standing, result.shares_N[standing], len(places), rng)
+        for place, child in zip(places, children, strict=True):
+            lineages[place] = child
+    return tuple(lineage for lineage in lineages if lineage is not None), conditions_N
+
+
+def _children(
+    before: Generation,
+    standing: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    count: int,
+    rng: np.random.Generator,
+) -> Sequence[Lineage]:
+    parents = rng.choice(standing, size=count, p=shares / shares.sum())
+    seeds = rng.integers(2**31, size=count)
+    return [
+        before.lineages[parent].child(int(seed))
+        for parent, seed in zip(parents, seeds, strict=True)
+    ]
+
+
+def _drawn_as(condition: str, rng: np.random.Generator) -> str:
+    if condition in PHANTOM_CONDITIONS:
+        return condition
+    return str(PHANTOM_CONDITIONS[int(rng.integers(len(PHANTOM_CONDITIONS)))])
+
+
+def _rng(study: Study, purpose: int, number: int) -> np.random.Generator:
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence([study.seed, 0x707E5, purpose, number]))
+    )
