@@ -53,9 +53,9 @@ class ModelSettings(Settings):
 
     kind: ModelKind = "vae"
     width: Annotated[int, Field(ge=4, le=256, multiple_of=4)] = 16
-    latent: Annotated[int, Field(ge=2, le=1024)] = 32
+    latent: Annotated[int, Field(ge=2, le=1024)] = 48
     pixel_std: PositiveFloat = 0.15
-    beta: PositiveFloat = 1.0
+    beta: PositiveFloat = 4.0
     private: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$")], ...] = ("*",)
 
 
@@ -70,9 +70,9 @@ class PriorSettings(Settings):
     """
 
     phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 3000
-    batch: Annotated[int, Field(ge=1, le=4096)] = 64
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
+    batch: Annotated[int, Field(ge=1, le=4096)] = 16
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 7e-4
 
 
 class VotesStage(Settings):

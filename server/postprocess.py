@@ -21,11 +21,12 @@ from fundusgen.models.factory import build_model
 from fundusgen.models.generator import Generator, save_generator
 from fundusgen.report.card import write_card
 from fundusgen.report.page import write_report
-from fundusgen.report.pictures import draw_sheet, save_png
+from fundusgen.report.pictures import contact_sheet, draw_sheet, save_png
 from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
 from fundusgen.training.fitting import fit
 from fundusgen.training.phantoms import study_phantoms
+from fundusgen.training.population import save_population
 from fundusgen.training.prior import load_prior
 from server.voting import Voting
 
@@ -129,7 +130,7 @@ class Postprocess:
             "undecided": list(tally.undecided),
         }  # fmt: skip
         self._append_metrics(entry, sites, seconds)
-        self._draw(round_number)
+        self._draw_winners(voting, round_number)
         save_checkpoint(self.run.checkpoints, self.state)
         return self.request(round_number + 1)
 
@@ -159,6 +160,9 @@ class Postprocess:
             "unit": privacy.unit,
         }
         save_generator(self.run.generator, self.study, self.state.average, facts)
+        if self.voting is not None:
+            last = self.voting.population(self.study.votes_rounds)
+            save_population(self.run.generator, last)
         write_card(self.run.generator, self.study, rounds, epsilons)
         write_report(self.run, self.study)
 
@@ -173,8 +177,10 @@ class Postprocess:
         if votes.refit_steps == 0 or prior is None:
             return self.state.weights
         held_out = max(1, votes.refit_phantoms // 10)
-        images_NSSC, conditions_N = voting.population(votes.refit_phantoms + held_out)
-        return fit(
+        conditions_N = np.arange(votes.refit_phantoms + held_out) % len(self.study.conditions)
+        population = voting.population(votes.rounds)
+        images_NSSC = population.images(population.lineages(conditions_N, self.study.seed))
+        fitted = fit(
             self.study,
             self.state.weights,
             images_NSSC[held_out:],
@@ -185,7 +191,9 @@ class Postprocess:
             seed=self.study.seed,
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             held_out=(images_NSSC[:held_out], conditions_N[:held_out]),
+            critic=load_prior(self.run.prior, self.study).critic,
         )
+        return fitted.weights
 
     def _stepped(self, new: Weights, round_number: int) -> tuple[Weights, Weights]:
         """Apply the server's optimizer to the change that the sites ask for."""
@@ -237,6 +245,15 @@ class Postprocess:
         generator = Generator(self.study, self.state.average)
         sheet = draw_sheet(generator, evaluation.samples_per_condition, self.study.seed)
         save_png(sheet, self.run.samples / f"round-{round_number:04d}.png")
+
+    def _draw_winners(self, voting: Voting, vote: int) -> None:
+        """Draw phantoms like the winners of a vote, as many as of the model's images."""
+        population, count = voting.population(vote), self.study.evaluation.samples_per_condition
+        rows = {}
+        for place, condition in enumerate(self.study.conditions):
+            wanted = np.full(count, place, dtype=np.int64)
+            rows[str(condition)] = population.images(population.lineages(wanted, self.study.seed))
+        save_png(contact_sheet(rows), self.run.samples / f"round-{vote:04d}.png")
 
     @torch.inference_mode()
     def _public_loss(self) -> float | None:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -26,7 +25,6 @@ from fundusgen.errors import RunError
 from fundusgen.federation.weights import Weights
 from fundusgen.models.encoder import ParameterEncoder
 from fundusgen.phantom.reading import PARAMETERS
-from fundusgen.phantom.variation import Lineage
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically, write_json
 from fundusgen.study import Study
@@ -36,10 +34,9 @@ from fundusgen.training.evolution import (
     first_generation,
     next_generation,
     result_of,
-    voted_population,
 )
-from fundusgen.training.phantoms import lineage_images
 from fundusgen.training.poll import VOTES, poll_arrays
+from fundusgen.training.population import VotedPopulation, described, generation_of
 from fundusgen.training.vote_space import encoded
 from server.preparation import ENCODER_FILE
 
@@ -83,15 +80,17 @@ class Voting:
         Raises:
             RunError: The folder lacks an earlier vote.
         """
-        arrays, described = self._file("poll", vote), self._file("poll", vote).with_suffix(".json")
+        arrays = self._file("poll", vote)
+        about = arrays.with_suffix(".json")
         # The JSON is written last: without it there is no poll yet, and nobody was asked.
-        if not described.is_file():
+        if not about.is_file():
             generation = self._generation(vote)
-            images = lineage_images(generation.lineages, self.study)
+            everyone = Result(np.ones(len(generation.lineages)), ())
+            images = self._population(generation, everyone).images(generation.lineages)
             features = encoded(self._encoder(), images)
             poll = poll_arrays(features, generation.conditions_N, self._weights())
             write_atomically(arrays, save(poll))
-            write_json(described, _described(generation))
+            write_json(about, described(generation))
         return _arrays(arrays)
 
     def count(self, vote: int, votes: Sequence[tuple[Weights, float]]) -> Tally:
@@ -114,17 +113,19 @@ class Voting:
         write_json(path.with_suffix(".json"), asdict(tally))
         return tally
 
-    def population(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Draw phantoms like the winners of the last vote.
+    def population(self, vote: int) -> VotedPopulation:
+        """Return what a vote left, from which phantoms like its winners are drawn.
 
-        Returns:
-            Images (count, S, S, 3) uint8 of right eyes and the places of their conditions.
+        Raises:
+            RunError: The folder lacks the vote.
         """
-        last = self.study.votes.rounds
-        lineages, conditions_N = voted_population(
-            self.study, self._asked(last), self._result(last), count
+        return self._population(self._asked(vote), self._result(vote))
+
+    def _population(self, generation: Generation, result: Result) -> VotedPopulation:
+        study = self.study
+        return VotedPopulation.of(
+            study.conditions, study.image_size, study.votes.variation, generation, result
         )
-        return lineage_images(lineages, self.study), conditions_N
 
     def _generation(self, vote: int) -> Generation:
         if vote == 1:
@@ -135,7 +136,7 @@ class Voting:
         """The generation that a poll was made of."""
         path = self._file("poll", vote).with_suffix(".json")
         try:
-            return _generation_of(json.loads(path.read_text()))
+            return generation_of(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path) from error
 
@@ -173,21 +174,3 @@ def _damaged(path: Path) -> RunError:
         expected="the votes as the server wrote them",
         remedy="Restore the run folder from a copy; without it the votes cannot go on",
     )
-
-
-def _described(generation: Generation) -> dict[str, object]:
-    return {
-        "conditions": generation.conditions_N.tolist(),
-        "lineages": [
-            [line.seed, line.number, line.condition, line.camera_style, list(line.variations)]
-            for line in generation.lineages
-        ],
-    }
-
-
-def _generation_of(content: dict[str, list[list[object]]]) -> Generation:
-    lineages = tuple(
-        Lineage(int(str(seed)), int(str(number)), str(condition), str(style), tuple(variations))  # type: ignore[arg-type]
-        for seed, number, condition, style, variations in content["lineages"]
-    )
-    return Generation(lineages, np.array(content["conditions"], dtype=np.int64))

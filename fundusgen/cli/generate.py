@@ -2,11 +2,12 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from PIL import Image
@@ -14,10 +15,13 @@ from PIL import Image
 from fundusgen.data.manifest import write_manifest
 from fundusgen.errors import RunError
 from fundusgen.models.generator import MODEL_FILE, Generator, Plan
+from fundusgen.phantom.render import check_size
 from fundusgen.run_folder import RunFolder
+from fundusgen.training.population import VotedPopulation, eye_of, load_population
 
 # zlib's fastest level: at 64 px a PNG grows by a tenth and takes half the time.
 _PNG_LEVEL = 1
+_PHANTOMS = 64
 _THREADS = min(8, os.cpu_count() or 1)
 _BATCHES_AHEAD = 2 * _THREADS
 MANIFEST = "manifest.csv"
@@ -29,10 +33,25 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder to write to; must be new or empty.")],
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
+    phantoms: Annotated[
+        bool,
+        typer.Option(
+            "--phantoms",
+            help="Draw phantoms like those that patients voted for, not the network's images.",
+        ),
+    ] = False,
+    size_px: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels, of phantoms only.", show_default="the study's"),
+    ] = None,
 ) -> None:
-    """Draw images of one condition, with a manifest.csv that lists them."""
-    generator = Generator.load(run if (run / MODEL_FILE).is_file() else RunFolder(run).generator)
-    generator.condition_index(condition)
+    """Draw images of one condition, with a manifest.csv that lists them.
+
+    After a study with votes there are two generators: the network, and the phantoms that won, which
+    have all the detail of the simulator and can be drawn at any size.
+    """
+    folder = run if (run / MODEL_FILE).is_file() else RunFolder(run).generator
+    write = _writer(folder, condition, phantoms=phantoms, size_px=size_px)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(
             f"{out} is there already and not empty",
@@ -40,7 +59,7 @@ def generate(
             remedy="Choose another --out",
         )
     try:
-        write_images(generator, condition, count, seed, out)
+        write(count, seed, out)
     except OSError as error:
         raise RunError(
             f"{out} cannot be written: {error.strerror}",
@@ -48,6 +67,59 @@ def generate(
             remedy="Free space, correct its permissions, or choose another --out",
         ) from error
     typer.echo(f"{count} images of {condition} in {out / 'images'}, listed in {out / MANIFEST}")
+
+
+def _writer(
+    folder: Path, condition: str, *, phantoms: bool, size_px: int | None
+) -> Callable[[int, int, Path], None]:
+    """What writes the images, with everything found to be right that can be before the first."""
+    if phantoms:
+        population = load_population(folder)
+        population.place(condition)
+        size = population.image_size if size_px is None else size_px
+        check_size(size)
+        return lambda count, seed, out: write_phantoms(
+            population, condition, count, seed, out, size
+        )
+    if size_px is not None:
+        raise RunError(
+            "--size-px was given without --phantoms",
+            expected="the network's own size, which is the study's",
+            remedy="Add --phantoms, or leave out --size-px",
+        )
+    generator = Generator.load(folder)
+    generator.condition_index(condition)
+    return lambda count, seed, out: write_images(generator, condition, count, seed, out)
+
+
+def write_phantoms(
+    population: VotedPopulation, condition: str, count: int, seed: int, out: Path, size_px: int
+) -> None:
+    """Write phantoms like the winners of a vote as PNGs and, after the last, the manifest.
+
+    Args:
+        population: What is drawn from.
+        condition: One of its conditions.
+        count: Number of images, from 1.
+        seed: The same seed gives the same files.
+        out: Folder to write to; made if absent.
+        size_px: Side of the images.
+    """
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    places_N = np.full(count, population.place(condition), dtype=np.int64)
+    lineages = population.lineages(places_N, seed)
+    labels, rows = labels_of(condition), []
+    for start in range(0, count, _PHANTOMS):
+        batch = lineages[start : start + _PHANTOMS]
+        images_NSSC = population.images(batch, size_px=size_px, mirror_left=False)
+        for number, (image_SSC, lineage) in enumerate(
+            zip(images_NSSC, batch, strict=True), start=start
+        ):
+            name = f"{condition}-{seed}-{number:06d}"
+            file = f"images/{name}.png"
+            Image.fromarray(image_SSC).save(out / file, compress_level=_PNG_LEVEL)
+            rows.append({"file": file, "patient_id": name, "eye": eye_of(lineage), **labels})
+    write_manifest(out / MANIFEST, rows)
 
 
 def write_images(generator: Generator, condition: str, count: int, seed: int, out: Path) -> None:

@@ -40,7 +40,7 @@ from rich.table import Table
 from fundusgen.errors import SiteError
 from fundusgen.site import SiteData, SiteFolder, SiteSettings
 from fundusgen.study import Study, load_study
-from fundusgen.training.forecast import WARN_NOISE_OVER_SIGNAL
+from fundusgen.training.forecast import WARN_NOISE_OVER_SIGNAL, WARN_NOISE_OVER_VOTES
 from fundusgen.training.plan import StagePlan, StudyPlan
 from fundusgen.training.plan import plan as make_plan
 from fundusgen.training.standing import Standing, standing_of
@@ -166,7 +166,9 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "private_parameters": stage.private_parameters,
         "noise_over_signal_alone": stage.noise_over_signal,
         "noise_over_signal_pooled": stage.noise_over_signal_pooled,
-        "noise_over_signal_warn_above": WARN_NOISE_OVER_SIGNAL,
+        "noise_over_signal_warn_above": (
+            WARN_NOISE_OVER_VOTES if stage.stage == "votes" else WARN_NOISE_OVER_SIGNAL
+        ),
         "verdict": stage.verdict,
         "bytes_down_per_round": stage.traffic.down,
         "bytes_up_per_round": stage.traffic.up,
@@ -228,16 +230,24 @@ def _sections(plan: StudyPlan) -> Iterator[tuple[str, RenderableType]]:
     yield "privacy", Group(_stage_table(plan), *_budget(plan))
     for stage in plan.stages:
         yield (
-            "learning",
-            Group(
-                stage.verdict,
-                f"{stage.private_parameters:,} parameters are trained on patients, in steps of "
-                f"{stage.event.sample_rate * plan.standing.declared_patients:,.0f} of "
-                f"{plan.standing.declared_patients:,} patients on average.",
-            ),
+            ("voting" if stage.stage == "votes" else "learning"),
+            Group(stage.verdict, _what_patients_do(plan, stage)),
         )
     yield "time", Group(*_time(plan))
     yield "network", Group(*_network(plan))
+
+
+def _what_patients_do(plan: StudyPlan, stage: StagePlan) -> str:
+    declared = plan.standing.declared_patients
+    if stage.stage == "votes":
+        return (
+            f"Each of {declared:,} patients votes once a round for the artificial pictures most "
+            f"like theirs, among {plan.study.votes.candidates:,}."
+        )
+    return (
+        f"{stage.private_parameters:,} parameters are trained on patients, in steps of "
+        f"{stage.event.sample_rate * declared:,.0f} of {declared:,} patients on average."
+    )
 
 
 def _stage_table(plan: StudyPlan) -> Table:
@@ -287,8 +297,9 @@ def _time(plan: StudyPlan) -> Iterator[str]:
             yield "Nothing is left to do."
             continue
         yield (
-            f"About {_duration(60 * stage.minutes)} on this machine: {stage.event.steps:,} steps "
-            f"of {_duration(measured.seconds_per_step)}, and in each of {stage.rounds_left:,} "
+            f"About {_duration(60 * stage.minutes)} on this machine: {stage.event.steps:,} "
+            f"{'votes' if stage.stage == 'votes' else 'steps'} of "
+            f"{_duration(measured.seconds_per_step)}, and in each of {stage.rounds_left:,} "
             f"rounds {_duration(measured.seconds_per_round_besides)} to load the model and warm "
             "up. Besides, a round takes what is not measured: the start of the client, the "
             "site's files (in the first, all images), its ledger, the network, and the slowest "
@@ -296,8 +307,12 @@ def _time(plan: StudyPlan) -> Iterator[str]:
         )
         yield (
             f"Measured just now on a phantom: {measured.device}, {measured.threads} threads, "
-            f"{measured.batches_per_step:.1f} batches of {plan.standing.settings.batch_patients} "
-            "patients a step."
+            + (
+                "one photograph of each patient."
+                if stage.stage == "votes"
+                else f"{measured.batches_per_step:.1f} batches of "
+                f"{plan.standing.settings.batch_patients} patients a step."
+            )
         )
         if measured.disturbed:
             yield (
@@ -309,8 +324,9 @@ def _time(plan: StudyPlan) -> Iterator[str]:
 def _network(plan: StudyPlan) -> Iterator[str]:
     for stage in plan.stages:
         down, up, rounds = stage.traffic.down, stage.traffic.up, stage.rounds_left
-        yield f"down  {decimal(down)} a round, {decimal(rounds * down)} in all"
-        yield f"up    {decimal(up)} a round, {decimal(rounds * up)} in all"
+        of = f" of {stage.stage}" if len(plan.stages) > 1 else ""
+        yield f"down  {decimal(down)} a round{of}, {decimal(rounds * down)} in all"
+        yield f"up    {decimal(up)} a round{of}, {decimal(rounds * up)} in all"
 
 
 def _duration(seconds: float) -> str:

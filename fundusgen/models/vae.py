@@ -26,7 +26,7 @@ from fundusgen.models.blocks import (
 _SMALLEST_PX = 4
 _MAX_WIDTH_FACTOR = 8
 # Channels that the latent vector draws straight onto the features of a side in pixels.
-_SKETCH_CHANNELS = {16: 8, 32: 4}
+_SKETCH_CHANNELS = {16: 8}
 _FIRST_SPREAD = 0.1
 _ENCODED_AT_ONCE = 256
 # Mean colour inside the field of view of phantoms: where drawing begins, known without a patient.
@@ -104,13 +104,17 @@ class Decoder(nn.Module):
             self.embedding.weight.mul_(_FIRST_SPREAD)
 
     def forward(self, noise_BZ: Tensor, conditions_B: Tensor) -> Tensor:
-        """Draw: standard normal (B, Z) and (B,) to (B, 3, S, S), as of `decode`.
+        """Draw: standard normal (B, Z) and (B,) to (B, 3, S, S), as of `decode`."""
+        return self.decode(self.placed(noise_BZ, conditions_B), conditions_B)
 
-        The noise becomes latent vectors as the encoder gave them for the public images that
-        `settle` saw: a decoder draws well what it was trained to decode.
+    def placed(self, noise_BZ: Tensor, conditions_B: Tensor) -> Tensor:
+        """Standard normal (B, Z) to latent vectors (B, Z) as the encoder gives them.
+
+        Spread as for the public images that `VAE.settle` saw last: a decoder draws well what it
+        was trained to decode.
         """
         spread_BZ = torch.einsum("bij,bj->bi", self.spread[conditions_B], noise_BZ)
-        return self.decode(self.place[conditions_B] + spread_BZ, conditions_B)
+        return self.place[conditions_B] + spread_BZ
 
     def decode(self, latent_BZ: Tensor, conditions_B: Tensor) -> Tensor:
         """(B, Z) and (B,) to (B, 3, S, S) in [-1, 1], black outside the field of view."""

@@ -25,6 +25,8 @@ from fundusgen.privacy.noise import NoiseSource, add_gaussian_noise, lattice_spa
 
 # An L2 norm of a million squares is off by at most this share in float64; NumPy adds pairwise.
 _MARGIN = 1e-9
+# Its lattice holds sums up to 2**24: so many patients who all vote for the same candidate.
+_LEAST_NOISE = 0.01
 NOBODY = -1
 
 
@@ -35,10 +37,11 @@ class VoteSettings:
     Guarantee: with these, `noisy_tally` is the Gaussian mechanism with `noise_multiplier` and an
         L2 sensitivity of 1 to adding or removing one patient with all their images.
     Edge cases: a noise multiplier of 0 is refused, as it protects nobody; so are NaN, infinity
-        and numbers out of range.
+        and numbers out of range. So little noise that its lattice could not hold the ballots of
+        ten million patients is out of range too: whether a sum fits would depend on them.
 
     Attributes:
-        noise_multiplier: Standard deviation of the noise on every candidate's votes, 1e-6 to 1e6.
+        noise_multiplier: Standard deviation of the noise on every candidate's votes, 0.01 to 1e6.
         candidates: N, from 1 to 2**31.
 
     Raises:
@@ -50,10 +53,10 @@ class VoteSettings:
 
     def __post_init__(self) -> None:
         """Refuse what would weaken the guarantee; comparisons are false for NaN."""
-        if not 1e-6 <= self.noise_multiplier <= 1e6:
+        if not _LEAST_NOISE <= self.noise_multiplier <= 1e6:
             raise PrivacyError(
                 f"the noise multiplier of a vote is {self.noise_multiplier}",
-                expected="a number from 1e-6 to 1e6",
+                expected=f"a number from {_LEAST_NOISE:g} to 1e6",
             )
         if type(self.candidates) is not int or not 1 <= self.candidates <= 2**31:
             raise PrivacyError(
@@ -113,7 +116,7 @@ def noisy_tally(
         (N,) float32; negative where the noise is.
 
     Raises:
-        PrivacyError: A ballot has another length, or a sum is too large for its noise.
+        PrivacyError: A ballot has another length, or there are more than sixteen million.
     """
     total_N = np.zeros(settings.candidates)
     for one in ballots:
@@ -127,7 +130,8 @@ def counted(ballot_N: NDArray[np.float64], settings: VoteSettings) -> NDArray[np
 
     Guarantee: the result's entries are multiples of the noise's `lattice_spacing` and its L2
         norm is at most 1, in exact arithmetic: a ballot longer than 1 is shortened, and rounding
-        towards zero lengthens nothing. Sums of such ballots are exact in float64.
+        towards zero lengthens nothing. Sums of sixteen million such ballots are exact in float64,
+        in any order.
     Edge cases: a ballot with NaN or infinity in it counts as blank.
 
     Args:

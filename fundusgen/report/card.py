@@ -38,7 +38,7 @@ photograph leaving a site.
 - **Conditions**: {", ".join(study.conditions)}
 - **Study**: `{study.study_hash}`
 - **Draw**: `fundusgen generate FOLDER --condition {study.conditions[0]} --count 100 --out DIR`
-
+{_learned_from(study)}
 ## Privacy
 Differential privacy per {privacy.unit}: bounds what anyone, the study's server included, can learn
 about whether one {privacy.unit} with all their images took part. This study aimed at epsilon
@@ -63,3 +63,16 @@ real test images.
 Not measured here. Look at the pictures of the run, and compare with real images before any use.
 """,
     )
+
+
+def _learned_from(study: Study) -> str:
+    """What came before any patient, and what patients decided."""
+    lines = []
+    if study.prior is not None:
+        lines.append("- **Prior**: pretrained on phantoms, which are drawn without any patient")
+    if study.stages.votes is not None:
+        lines.append(
+            f"- **Votes**: {study.stages.votes.rounds} rounds of noisy votes chose among phantoms; "
+            "those that won are in `population.json`, drawn with `--phantoms`"
+        )
+    return "".join(f"{line}\n" for line in lines)

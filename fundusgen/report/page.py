@@ -27,6 +27,7 @@ def write_report(run: RunFolder, study: Study) -> None:
             f"<h1>{escape(study.study_id)}</h1>",
             f"<p>{_summary(study, rounds)}</p>",
             _picture(run),
+            _undecided(rounds),
             "<h2>What it cost</h2>",
             _sites_table(rounds),
             f'<p class="note">{_GUARANTEE}</p>',
@@ -55,9 +56,32 @@ def _summary(study: Study, rounds: list[dict[str, Any]]) -> str:
     sites = {site["site"] for entry in rounds for site in entry["sites"]}
     return escape(
         f"{len(sites)} sites trained a {study.model.kind.upper()} at {study.image_size} px over "
-        f"{len(rounds)} rounds of DP-SGD, aiming at epsilon {study.privacy.target_epsilon:g} per "
+        f"{_stages(study)}, aiming at epsilon {study.privacy.target_epsilon:g} per "
         f"patient at delta {study.privacy.target_delta:g}. All images on this page are generated."
     )
+
+
+def _stages(study: Study) -> str:
+    names = {"votes": "votes for phantoms", "dpsgd": "DP-SGD"}
+    rounds = [f"{len(numbers)} rounds of {names[s]}" for s, numbers in study.stage_rounds.items()]
+    return " and ".join(rounds) + (", after a public prior" if study.prior else "")
+
+
+def _undecided(rounds: list[dict[str, Any]]) -> str:
+    """Say where the votes told nothing; the noise hides conditions that few patients have."""
+    votes = [entry for entry in rounds if entry.get("stage") == "votes"]
+    if not votes:
+        return ""
+    said = (
+        f"In the last vote {votes[-1]['elected']:,} phantoms stood out of the noise. "
+        "Their pictures are in the folder samples."
+    )
+    if undecided := votes[-1]["undecided"]:
+        said += (
+            f" For {', '.join(undecided)} none did: too few patients have it for what the noise "
+            "hides, and the phantoms stay as the simulator draws them."
+        )
+    return f"<h2>Votes</h2><p>{escape(said)}</p>"
 
 
 def _picture(run: RunFolder) -> str:

@@ -152,7 +152,7 @@ def _answer(ledger: Ledger, site: SiteFolder, request: Request) -> Answer:
     if isinstance(decision, Replay):
         return _replay(ledger, outbox, asked, decision)
     event = round_event(asked.study, asked.stage, ledger.rows())
-    _require_allowed(asked, event)
+    _require_allowed(ledger, asked, event)
     _require_budget(ledger, asked, event)
     # All that can be wrong with the request or the data is found before anything is spent.
     mechanism, fingerprint = _prepared(site, asked, event)
@@ -375,7 +375,7 @@ def _replay(ledger: Ledger, outbox: Outbox, asked: _Asked, decision: Replay) -> 
             remedy="Restore the outbox; the round is not trained twice",
         )
     if row.state != "released":
-        _require_allowed(asked, row.event)
+        _require_allowed(ledger, asked, row.event)
         total = policy.total_epsilon(ledger.events())
         if not total <= policy.max_epsilon:
             raise Refused(
@@ -390,13 +390,16 @@ def _replay(ledger: Ledger, outbox: Outbox, asked: _Asked, decision: Replay) -> 
     return from_payload(payload)
 
 
-def _require_allowed(asked: _Asked, event: Event) -> None:
+def _require_allowed(ledger: Ledger, asked: _Asked, event: Event) -> None:
+    """Refuse what the policy does not allow: also of a later stage, before the first is spent."""
+    study, rows = asked.study, ledger.rows()
+    events = [event, *(round_event(study, stage, rows) for stage in study.stage_rounds)]
     require_allowed(
         asked.policy,
-        asked.study,
-        noise_multiplier=event.noise_multiplier,
+        study,
+        noise_multiplier=min(one.noise_multiplier for one in events),
         declared_patients=asked.settings.data.declared_patients,
-        reply_bytes=reply_bytes(asked.study, asked.stage),
+        reply_bytes=max(reply_bytes(study, stage) for stage in study.stage_rounds),
         code_hash=asked.code_hash,
     )
 

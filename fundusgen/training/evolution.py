@@ -24,7 +24,7 @@ STANDS_OUT = 2.0
 # Of each condition's places in the next generation, those that may go to survivors.
 _SURVIVING = 0.5
 # Tell apart the random draws of one study.
-_FIRST, _CHILDREN, _REFIT = 0, 1, 2
+_FIRST, _CHILDREN = 0, 1
 
 
 @dataclass(frozen=True)
@@ -119,46 +119,32 @@ def next_generation(study: Study, before: Generation, result: Result, vote: int)
         best = standing[np.argsort(-shares, kind="stable")]
         survivors = best[: min(int(_SURVIVING * len(standing)), np.count_nonzero(shares))]
         lineages += [before.lineages[place] for place in survivors]
-        lineages += _children(before, standing, shares, len(standing) - len(survivors), rng)
+        lineages += children_of(before, standing, shares, len(standing) - len(survivors), rng)
         conditions += [int(condition)] * len(standing)
     return Generation(tuple(lineages), np.array(conditions, dtype=np.int64))
 
 
-def voted_population(
-    study: Study, before: Generation, result: Result, count: int
-) -> tuple[tuple[Lineage, ...], NDArray[np.int64]]:
-    """Draw phantoms from the neighbourhood of the last vote's winners, to learn from.
-
-    Args:
-        study: The study.
-        before: The candidates of the last vote.
-        result: Of the last vote.
-        count: How many phantoms; all conditions are equally frequent.
-
-    Returns:
-        Lineages and the places of their conditions (`count`,), conditions in turn.
-    """
-    rng = _rng(study, _REFIT, 0)
-    conditions_N = np.arange(count, dtype=np.int64) % len(study.conditions)
-    lineages: list[Lineage | None] = [None] * count
-    for condition in np.unique(conditions_N):
-        standing = np.flatnonzero(before.conditions_N == condition)
-        places = np.flatnonzero(conditions_N == condition)
-        children = _children(before, standing, result.shares_N[standing], len(places), rng)
-        for place, child in zip(places, children, strict=True):
-            lineages[place] = child
-    return tuple(lineage for lineage in lineages if lineage is not None), conditions_N
-
-
-def _children(
+def children_of(
     before: Generation,
     standing: NDArray[np.int64],
     shares: NDArray[np.float64],
     count: int,
     rng: np.random.Generator,
 ) -> Sequence[Lineage]:
-    parents = rng.choice(standing, size=count, p=shares / shares.sum())
-    seeds = rng.integers(2**31, size=count)
+    """Draw children of candidates.
+
+    Args:
+        before: The generation.
+        standing: Places of the candidates that may have children.
+        shares: Of each, adding up to 1.
+        count: Number of children.
+        rng: Source of the draws.
+    """
+    # Both numbers of a child lie together, so that more children begin with the fewer.
+    draws_2N = rng.random((count, 2)).T
+    bounds = np.cumsum(shares) / shares.sum()
+    parents = standing[np.minimum(np.searchsorted(bounds, draws_2N[0], "right"), len(shares) - 1)]
+    seeds = (draws_2N[1] * 2**31).astype(np.int64)
     return [
         before.lineages[parent].child(int(seed))
         for parent, seed in zip(parents, seeds, strict=True)

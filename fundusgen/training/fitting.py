@@ -64,6 +64,20 @@ class FitProgress:
     held_out_distance: float | None = None
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit came to.
+
+    Attributes:
+        weights: Of the model: the moving average where what it draws was nearest to the held-out
+            images.
+        critic: Of the network that judged it, as it was in the end; a later fit goes on with it.
+    """
+
+    weights: Weights
+    critic: Weights
+
+
 def fit(
     study: Study,
     weights: Weights,
@@ -76,8 +90,9 @@ def fit(
     seed: int,
     device: torch.device,
     held_out: Phantoms,
+    critic: Weights | None = None,
     on_progress: Callable[[FitProgress], None] = lambda progress: None,
-) -> Weights:
+) -> Fitted:
     """Train all weights of the study's model on public images.
 
     The same arguments give the same weights on one machine with one number of torch's threads.
@@ -93,22 +108,21 @@ def fit(
         seed: Of the order of the images and everything else that is random.
         device: Where to compute.
         held_out: Images and conditions that tell when to stop, at least one.
+        critic: That of the fit which gave `weights`. Without it a new one has to learn first, and
+            a model that draws well already follows its bad advice meanwhile.
         on_progress: Called after every step.
 
-    Returns:
-        The moving average of the weights where what it draws was nearest to the held-out images.
-
     Raises:
-        ModelError: The weights do not fit the study's model.
+        ModelError: The weights do not fit the study's model, or the critic its size.
     """
     model = build_model(study)
     load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
     if steps == 0:
-        return dict(weights)
+        return Fitted(dict(weights), dict(critic or {}))
     model.to(device)
     batches = _Batches(images_NSSC, conditions_N, seed, device)
     watch = _Watch(model, batches, _Batches(*held_out, seed, device), seed)
-    learner = _Learner(model, study, learning_rate, seed)
+    learner = _Learner(model, study, learning_rate, seed, critic)
     every = max(1, steps // _LOOKS)
     for step in range(1, steps + 1):
         learner.step(*batches.next(batch), batches.draws, (step - 1) / steps)
@@ -117,7 +131,7 @@ def fit(
         on_progress(FitProgress(step, steps, seen))
         if watch.worse_for >= _PATIENCE:
             break
-    return watch.best
+    return Fitted(watch.best, weights_of(learner.critic))
 
 
 def weights_of(model: nn.Module) -> Weights:
@@ -128,10 +142,16 @@ def weights_of(model: nn.Module) -> Weights:
 class _Learner:
     """Model and critic, each with its optimizer: a step of both."""
 
-    def __init__(self, model: VAE, study: Study, learning_rate: float, seed: int) -> None:
+    def __init__(
+        self, model: VAE, study: Study, learning_rate: float, seed: int, begin: Weights | None
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             critic = Critic(study.image_size, len(study.conditions), _CRITIC_WIDTH)
+        if begin:
+            load_weights(critic, {name: torch.from_numpy(array) for name, array in begin.items()})
+        # One that has judged before is listened to at once.
+        self.warm_up = 0.0 if begin else _WARM_UP
         self.model = model
         self.device = next(model.parameters()).device
         self.critic = critic.to(self.device)
@@ -153,7 +173,7 @@ class _Learner:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * min(1.0, 2 * (1 - done))
-        weight = min(1.0, done / _WARM_UP)
+        weight = min(1.0, done / self.warm_up) if self.warm_up else 1.0
         mean_BZ, log_variance_BZ = self.model.encoder(images, conditions_B)
         noise_BZ = torch.randn(mean_BZ.shape, generator=draws).to(self.device)
         latent_BZ = mean_BZ + noise_BZ * torch.exp(0.5 * log_variance_BZ)

@@ -91,7 +91,7 @@ def reply_bytes(study: Study, stage: Stage) -> int:
     """Size of the arrays of one reply, in bytes.
 
     Raises:
-        StudyError: The study has no such stage.
+        StudyError: Votes are asked of a study that has none.
         ModelError: `model.private` names no parameter.
     """
     if stage == "votes":

@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
-from fundusgen.phantom.patients import drawn_eye
 from fundusgen.phantom.population import collection_phantom
 from fundusgen.phantom.render import render
-from fundusgen.phantom.variation import Lineage, render_lineages
 from fundusgen.phantom.workers import ordered_map
 from fundusgen.study import Study
 
@@ -76,26 +74,3 @@ def _batch(
         image_SSC = render(phantom, size_px)
         images.append(image_SSC[:, ::-1] if phantom.anatomy.eye == "L" else image_SSC)
     return np.stack(images)
-
-
-def lineage_images(
-    lineages: Sequence[Lineage], study: Study, *, workers: int = 1
-) -> NDArray[np.uint8]:
-    """Draw phantoms by their lineages, as the study's model sees them.
-
-    Args:
-        lineages: N of them; they vary as far as the study's votes say.
-        study: A study with votes.
-        workers: Processes.
-
-    Returns:
-        (N, S, S, C) uint8 of right eyes.
-
-    Raises:
-        StudyError: The study has no votes.
-    """
-    strength, size = study.votes.variation, study.image_size
-    images_NSSC = render_lineages(lineages, strength, size, workers=workers)
-    left_N = np.array([drawn_eye(line.seed, line.number) == "L" for line in lineages], np.bool_)
-    images_NSSC[left_N] = images_NSSC[left_N, :, ::-1]
-    return images_NSSC

@@ -135,7 +135,7 @@ def _trained(
         step, steps = progress.step, progress.steps
         on_progress(PriorProgress("training", step, steps, progress.held_out_distance))
 
-    weights = fit(
+    fitted = fit(
         study,
         weights_of(build_model(study)),
         images_NSSC[:-held_out],
@@ -163,7 +163,7 @@ def _trained(
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }
-    return Prior(weights, prior_digest(study), facts)
+    return Prior(fitted.weights, prior_digest(study), fitted.critic, facts)
 
 
 def default_cache_dir() -> Path:

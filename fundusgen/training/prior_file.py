@@ -20,7 +20,7 @@ from fundusgen.study import Study
 from fundusgen.training import critic, fitting, phantoms, sliced_distance
 
 FORMAT = 1
-_KEY = "fundusgen.prior"
+_KEY, _CRITIC = "fundusgen.prior", "critic."
 # What decides how the weights come out, beside the settings.
 _SOURCES = (blocks, factory, vae, critic, fitting, phantoms, sliced_distance)
 
@@ -32,11 +32,13 @@ class Prior:
     Attributes:
         weights: All weights of the study's model.
         digest: Names what it was learned from: see `prior_digest`.
+        critic: Of the network that judged its drawings, for a later refit.
         facts: How it was learned: steps, seconds, held-out losses; plain JSON.
     """
 
     weights: Weights
     digest: str
+    critic: Weights = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +57,7 @@ def prior_digest(study: Study) -> str:
         **_shape(study),
         "prior": study.prior.model_dump(mode="json") if study.prior else None,
         "seed": study.seed,
-        "simulator": getattr(phantom, "SIMULATOR_VERSION", 0),
+        "simulator": phantom.SIMULATOR_VERSION,
         "sources": sources,
     }
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -64,15 +66,19 @@ def prior_digest(study: Study) -> str:
 
 def save_prior(path: Path, study: Study, prior: Prior) -> None:
     """Write a prior of a study, whole or not at all."""
+    arrays = {
+        **prior.weights,
+        **{f"{_CRITIC}{name}": array for name, array in prior.critic.items()},
+    }
     header = {
         "format": FORMAT,
         "digest": prior.digest,
-        "weights": digest(prior.weights),
+        "weights": digest(arrays),
         "study": _shape(study),
         "facts": prior.facts,
     }
     metadata = {_KEY: json.dumps(header, sort_keys=True, allow_nan=False)}
-    write_atomically(path, save(prior.weights, metadata=metadata))
+    write_atomically(path, save(arrays, metadata=metadata))
 
 
 def load_prior(path: Path, study: Study) -> Prior:
@@ -84,10 +90,12 @@ def load_prior(path: Path, study: Study) -> Prior:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads(file.metadata()[_KEY])
-        weights: Weights = load(path.read_bytes())
+        arrays: Weights = load(path.read_bytes())
         version, learned_for = header["format"], dict(header["study"])
-        prior = Prior(weights, str(header["digest"]), dict(header["facts"]))
-        whole = version != FORMAT or header["weights"] == digest(weights)
+        critic = {k.removeprefix(_CRITIC): v for k, v in arrays.items() if k.startswith(_CRITIC)}
+        weights = {k: v for k, v in arrays.items() if not k.startswith(_CRITIC)}
+        prior = Prior(weights, str(header["digest"]), critic, dict(header["facts"]))
+        whole = version != FORMAT or header["weights"] == digest(arrays)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"There is no whole prior in {path}: {' '.join(str(error).split())}",

@@ -203,7 +203,7 @@ def _timed(
         _everyone_in_every_step(study),
         load_model(study, weights),
         phantoms,
-        round_number=1,
+        round_number=study.votes_rounds + 1,
         noise_multiplier=noise_multiplier,
         declared_patients=patients,
         noise=SecureNoise() if study.privacy.noise == "secure" else FastNoise(),

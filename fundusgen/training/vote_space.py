@@ -30,7 +30,7 @@ from fundusgen.storage import write_atomically
 from fundusgen.study import Study
 
 # Enough for what can be read at 64 px to be read; more steps win hundredths.
-_PHANTOMS, _STEPS, _BATCH, _LEARNING_RATE = 6000, 2000, 64, 2e-3
+_PHANTOMS, _STEPS, _BATCH, _LEARNING_RATE = 5000, 1200, 64, 2e-3
 # Another collection than that of the prior and of the candidates, whose seed is the study's.
 _SEED = 0x5EED
 _RENDERED = 64

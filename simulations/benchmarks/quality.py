@@ -29,10 +29,11 @@ from fundusgen.report.pictures import contact_sheet, save_png
 from fundusgen.storage import replacing, write_json
 from simulations.benchmarks.child import Row as Figure
 from simulations.benchmarks.child import row as figure
+from simulations.benchmarks.quality_context import Context, Row, mixed_labels
 from simulations.benchmarks.quality_hospitals import OUT, Settings, load_hospitals
 from simulations.benchmarks.quality_judge import Judge, Record, standard_extractors
 from simulations.benchmarks.quality_page import write_page
-from simulations.benchmarks.quality_rows import ROWS, Context, Row, mixed_labels
+from simulations.benchmarks.quality_rows import ROWS
 
 DOCS = Path("docs/results")
 YARDSTICK_FILE, ROWS_FILE, SHEETS = "yardstick.json", "rows.jsonl", "sheets"
@@ -172,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring.add_argument("--cache", type=Path, help="photographs' features; OUT/cache if absent")
     measuring.add_argument("--rows", nargs="*", choices=sorted(ROWS), default=list(ROWS))
     measuring.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    measuring.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 8.0])
+    measuring.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0])
     measuring.add_argument("--images", type=int, default=Settings.images, help="of each row")
     measuring.add_argument("--reuse", action="store_true", help="measure kept images again")
     measuring.add_argument("--size", type=int, default=Settings.size_px, help="side in pixels")

@@ -14,6 +14,7 @@ from fundusgen.evaluation.features import CachedFeatures, FeatureExtractor
 from fundusgen.evaluation.fidelity import Estimate, PrincipalAxes, fidelity, kid_estimate
 from fundusgen.evaluation.imagenet import ImageNetFeatures
 from fundusgen.evaluation.phantom_classifier import PhantomFeatures
+from simulations.benchmarks.quality_context import Row
 from simulations.benchmarks.quality_hospitals import (
     SPLIT_SEED,
     Hospitals,
@@ -22,7 +23,6 @@ from simulations.benchmarks.quality_hospitals import (
     joined,
     sample_of,
 )
-from simulations.benchmarks.quality_rows import Row
 
 Record = dict[str, Any]
 # The same patients are resampled for every row, so that rows can be averaged and compared.

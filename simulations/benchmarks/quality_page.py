@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fundusgen.evaluation.fidelity import interval
 from fundusgen.evaluation.frechet import MOST_AXES
 from fundusgen.storage import write_atomically
-from simulations.benchmarks.quality_rows import FROM_SCRATCH, RAW_PHANTOMS, RowKind
+from simulations.benchmarks.quality_context import RowKind
+from simulations.benchmarks.quality_rows import FROM_SCRATCH, RAW_PHANTOMS
 
 PAGE, PICTURES = "quality.md", "quality"
 # Kernel distances are small; this is how papers print them.

@@ -14,8 +14,11 @@ from fundusgen.data.conditions import condition_of
 from fundusgen.data.manifest import ManifestSettings, read_manifest
 from fundusgen.models.factory import build_model
 from fundusgen.models.generator import save_generator
+from fundusgen.phantom.variation import Lineage
 from fundusgen.site import SiteFolder
 from fundusgen.study import Study
+from fundusgen.training.evolution import Generation, Result
+from fundusgen.training.population import VotedPopulation, save_population
 
 STUDY = Study.model_validate(
     {
@@ -163,6 +166,63 @@ def test_generated_images_have_a_manifest_that_can_be_trained_on(cli, run_folder
     assert [row.file for row in reading.rows] == sorted(row.file for row in reading.rows)
     with Image.open(reading.rows[0].path) as image:
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (32, 32))
+
+
+@pytest.fixture(scope="module")
+def voted_folder(run_folder) -> Path:
+    """The run's folder with the phantoms that won its votes, two of each condition."""
+    lineages = tuple(
+        Lineage(5, number, condition, "amber")
+        for number, condition in enumerate([*STUDY.conditions] * 2)
+    )
+    generation = Generation(lineages, np.arange(6, dtype=np.int64) % 3)
+    everyone = Result(np.full(6, 0.5), ())
+    population = VotedPopulation.of(STUDY.conditions, STUDY.image_size, 0.2, generation, everyone)
+    save_population(run_folder / "generator", population)
+    return run_folder
+
+
+def test_phantoms_that_won_are_generated_at_any_size_with_a_manifest(
+    cli, voted_folder, tmp_path
+) -> None:
+    for name, count, size in (("few", 3, 64), ("many", 9, 64), ("large", 1, 96)):
+        status, said, _ = cli(
+            "generate", voted_folder, "--phantoms", "--condition", "dr2", "--count", count,
+            "--size-px", size, "--out", tmp_path / name,
+        )  # fmt: skip
+        assert status == 0
+        assert f"{count} images of dr2" in said
+    few, many = files_of(tmp_path / "few"), files_of(tmp_path / "many")
+    del few["manifest.csv"]
+    assert few.items() <= many.items()
+    reading = read_manifest(ManifestSettings(tmp_path / "many/manifest.csv", tmp_path / "many"))
+    assert reading.problems == ()
+    assert {condition_of(row) for row in reading.rows} == {"dr2"}
+    with Image.open(tmp_path / "large/images/dr2-0-000000.png") as image:
+        assert image.size == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--size-px", "64"], "--phantoms"),
+        (["--phantoms", "--size-px", "4"], "16 to 2048"),
+    ],
+)
+def test_a_size_that_cannot_be_drawn_is_said_before_anything_is_written(
+    cli, voted_folder, tmp_path, options, expected
+) -> None:
+    out = tmp_path / "out"
+    said = error_of(cli("generate", voted_folder, "--condition", "amd", *options, "--out", out))
+    assert expected in said
+    assert not out.exists()
+
+
+def test_a_run_without_votes_has_no_phantoms_to_generate(cli, tmp_path) -> None:
+    said = error_of(
+        cli("generate", tmp_path, "--phantoms", "--condition", "amd", "--out", tmp_path / "out")
+    )
+    assert "study with votes" in said
 
 
 @pytest.mark.parametrize("condition", [str(c) for c in ("normal", "dr1", "dr4", "amd", "other")])

@@ -12,16 +12,9 @@ from fundusgen.errors import RunError
 from fundusgen.evaluation.colour import ColourFeatures
 from fundusgen.phantom.site import DEFAULT_MIX, write_site_folder
 from simulations.benchmarks import quality, quality_hospitals, quality_page
+from simulations.benchmarks.quality_context import Context, RowKind, mixed_labels
 from simulations.benchmarks.quality_hospitals import Settings, load_hospitals
-from simulations.benchmarks.quality_rows import (
-    FROM_SCRATCH,
-    RAW_PHANTOMS,
-    ROWS,
-    Context,
-    RowKind,
-    mixed_labels,
-    phantoms,
-)
+from simulations.benchmarks.quality_rows import FROM_SCRATCH, RAW_PHANTOMS, ROWS, phantoms
 
 SIZE_PX = 32
 HOSPITALS = {"east": ("amber", 50), "west": ("dusk", 44), "tiny": ("rose", 12)}

@@ -14,7 +14,7 @@ def study(**changes: object) -> Study:
         "seed": 3,
         "conditions": ["normal", "amd"],
         "image_size": 32,
-        "model": {"width": 4, "latent": 5},
+        "model": {"width": 4, "latent": 5, "beta": 1},
         "privacy": {"target_epsilon": 8},
         "federation": {"rounds": 1},
     }

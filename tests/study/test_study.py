@@ -133,3 +133,91 @@ def test_more_steps_than_a_site_accounts_for_are_refused() -> None:
 @pytest.mark.parametrize("pattern", ['"\\e[2J*"', '"a b"', "''", '"' + "x" * 129 + '"'])
 def test_a_pattern_that_could_rewrite_what_a_person_is_shown_is_refused(pattern: str) -> None:
     assert "private" in error_of(f"{MINIMAL}model: {{private: [{pattern}]}}\n")
+
+
+VOTES = "prior: {}\nstages: {votes: {rounds: 2, candidates: 10}, dpsgd: null}\n"
+WITHOUT_ROUNDS = MINIMAL.replace("federation: {rounds: 3}", "federation: {}")
+
+
+def test_votes_come_before_dpsgd_and_rounds_are_counted_through() -> None:
+    both = study("prior: {}\nstages: {votes: {rounds: 2}}\n")
+    assert both.stage_rounds == {"votes": range(1, 3), "dpsgd": range(3, 6)}
+    assert [both.stage_of(number) for number in range(7)] == [
+        None, "votes", "votes", "dpsgd", "dpsgd", "dpsgd", None,
+    ]  # fmt: skip
+    assert (both.votes_rounds, both.total_rounds, both.dpsgd_steps) == (2, 5, 12)
+
+
+@pytest.mark.parametrize("federation", ["federation: {}", "federation: {rounds: 0}"])
+def test_votes_alone_are_a_study_without_rounds_of_dpsgd(federation: str) -> None:
+    text = MINIMAL.replace("federation: {rounds: 3}", federation)
+    alone = parse_study(text + VOTES, source="example.yaml")
+    assert alone.stage_rounds == {"votes": range(1, 3)}
+    assert (alone.total_rounds, alone.dpsgd_steps) == (2, 0)
+    assert parse_study(dump_study(alone), source="again") == alone
+    with pytest.raises(StudyError, match="no stage 'dpsgd'"):
+        _ = alone.dpsgd
+
+
+def test_dpsgd_alone_is_a_study_without_votes() -> None:
+    assert study().stage_rounds == {"dpsgd": range(1, 4)}
+    assert study().votes_rounds == 0
+    with pytest.raises(StudyError, match="no stage 'votes'"):
+        _ = study().votes
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            WITHOUT_ROUNDS + VOTES.replace("prior: {}\n", ""),
+            "prior is missing: the votes choose among the phantoms that it learns from",
+        ),
+        (
+            WITHOUT_ROUNDS + "stages: {votes: null, dpsgd: null}\n",
+            "votes and dpsgd are both null: nothing would be learned from sites",
+        ),
+        (
+            MINIMAL + VOTES,
+            "federation.rounds is 3, and stages.dpsgd is null",
+        ),
+        (
+            WITHOUT_ROUNDS,
+            "federation.rounds is missing: how many rounds of DP-SGD there are",
+        ),
+        (
+            WITHOUT_ROUNDS + VOTES.replace("candidates: 10", "candidates: 3"),
+            "stages.votes.candidates is 3, for 2 conditions: a vote needs at least two",
+        ),
+        (
+            WITHOUT_ROUNDS + VOTES.replace("candidates", "candidate"),
+            "did you mean 'candidates'?",
+        ),
+        (WITHOUT_ROUNDS + VOTES.replace("rounds: 2", "rounds: 0"), "votes.rounds"),
+        (WITHOUT_ROUNDS + VOTES.replace("rounds: 2", "variation: 1.5"), "votes.variation"),
+        (WITHOUT_ROUNDS + VOTES.replace("rounds: 2", "nearest: 0"), "votes.nearest"),
+    ],
+)
+def test_votes_that_cannot_be_held_are_told_in_a_sentence(text: str, sentence: str) -> None:
+    message = error_of(text)
+    assert sentence in message
+    assert message.startswith("example.yaml: ")
+
+
+@pytest.mark.parametrize("share", ["0", "1", "-0.5", ".nan", "1.5"])
+def test_the_votes_have_a_share_of_the_budget_and_never_all_or_nothing(share: str) -> None:
+    text = MINIMAL.replace("target_epsilon: 8", f"target_epsilon: 8, votes_share: {share}")
+    assert "votes_share" in error_of(text)
+
+
+def test_what_decides_a_vote_is_part_of_what_the_sites_agree_to() -> None:
+    base = "prior: {}\nstages: {votes: {rounds: 2, candidates: 10, nearest: 4}}\n"
+    changes = [
+        base.replace("rounds: 2", "rounds: 3"),
+        base.replace("candidates: 10", "candidates: 11"),
+        base.replace("nearest: 4", "nearest: 5"),
+    ]
+    hashes = {study(text).study_hash for text in [base, *changes]}
+    share = MINIMAL.replace("target_epsilon: 8", "target_epsilon: 8, votes_share: 0.5")
+    hashes.add(parse_study(share + base, source="example.yaml").study_hash)
+    assert len(hashes) == 5

@@ -1,0 +1,72 @@
+"""What the makers of the quality benchmark's rows are given, and what they give back.
+
+A maker is given the training halves of the hospitals and never sees a photograph of the test
+halves.
+
+N images, S side in pixels, C colours.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fundusgen.data.patients import PatientDataset
+from fundusgen.phantom.site import DEFAULT_MIX
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a maker may use.
+
+    Attributes:
+        train: The training half of each hospital, right eyes, with the images' conditions as
+            places in `fundusgen.data.conditions.CONDITIONS`; patients are the privacy unit.
+        size_px: Side of the images.
+        labels_N: The condition of each image to be made, by the public mix of conditions.
+        work_dir: For a maker's own files; kept between runs.
+    """
+
+    train: Mapping[str, PatientDataset]
+    size_px: int
+    labels_N: tuple[str, ...]
+    work_dir: Path
+
+
+Maker = Callable[[Context, float | None, int], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """A way to make images.
+
+    Attributes:
+        make: Called with the context, epsilon (None where nothing is spent) and a seed; returns
+            (N, S, S, 3) uint8, image number i of condition `labels_N[i]`, all right eyes.
+        private: Whether it spends epsilon, and is made once for each that is asked for.
+        title: What the table calls it; the name where empty.
+    """
+
+    make: Maker
+    private: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The images of one row."""
+
+    name: str
+    epsilon: float | None
+    seed: int
+    images_NSSC: NDArray[np.uint8]
+
+
+def mixed_labels(count: int, mix: Mapping[str, float] = DEFAULT_MIX) -> tuple[str, ...]:
+    """The conditions of so many images in the given shares, rounded to whole images, in blocks."""
+    bounds = np.cumsum(list(mix.values())) / sum(mix.values())
+    places_N = np.searchsorted(bounds, (np.arange(count) + 0.5) / count, side="right")
+    names = list(mix)
+    return tuple(names[min(place, len(names) - 1)] for place in places_N)

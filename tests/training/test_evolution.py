@@ -1,0 +1,191 @@
+"""What becomes of noisy votes: who survives, who has children, whom the model learns from."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from small_study import small_study
+
+from fundusgen.phantom.camera import CAMERA_STYLES
+from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
+from fundusgen.study import Study
+from fundusgen.training.evolution import (
+    STANDS_OUT,
+    Generation,
+    Result,
+    first_generation,
+    next_generation,
+    result_of,
+)
+from fundusgen.training.population import VotedPopulation
+
+
+def voted(candidates: int = 24, conditions: tuple[str, ...] = ("normal", "amd")) -> Study:
+    stages = {"votes": {"rounds": 3, "candidates": candidates}, "dpsgd": None}
+    return small_study(conditions=conditions, prior={}, stages=stages, federation={})
+
+
+def counts(generation: Generation) -> Counter[int]:
+    return Counter(generation.conditions_N.tolist())
+
+
+def votes_for(generation: Generation, places: dict[int, float]) -> np.ndarray:
+    votes = np.zeros(len(generation.lineages))
+    for place, count in places.items():
+        votes[place] = count
+    return votes
+
+
+def result(generation: Generation, places: dict[int, float], noise: float = 1.0) -> Result:
+    return result_of(votes_for(generation, places), noise, generation.conditions_N)
+
+
+@pytest.mark.parametrize("candidates", [6, 24, 25])
+def test_the_first_candidates_have_the_conditions_in_turn_and_all_cameras(candidates) -> None:
+    study = voted(candidates, ("normal", "amd", "other"))
+    first = first_generation(study)
+    assert max(counts(first).values()) - min(counts(first).values()) <= 1
+    assert len(set(first.lineages)) == candidates
+    assert not any(line.variations for line in first.lineages)
+    for line, place in zip(first.lineages, first.conditions_N, strict=True):
+        named = study.conditions[place]
+        assert line.condition == named or named not in PHANTOM_CONDITIONS
+        assert line.camera_style in CAMERA_STYLES
+    styles = {line.camera_style for line in first_generation(voted(200)).lineages}
+    assert styles == set(CAMERA_STYLES)
+
+
+def test_a_condition_without_a_look_of_its_own_is_drawn_as_all_of_them() -> None:
+    first = first_generation(voted(200, ("normal", "unknown")))
+    drawn = {line.condition for line in first.lineages if line.condition != "normal"}
+    assert len(drawn) > 5
+
+
+def test_votes_that_do_not_stand_out_of_the_noise_are_not_heard() -> None:
+    first = first_generation(voted())
+    heard = result(first, {0: 30.0, 2: 10.0, 4: STANDS_OUT * 3 - 0.01, 6: -50.0, 1: 9.0}, noise=3.0)
+    assert heard.shares_N[0] == pytest.approx(0.75)
+    assert heard.shares_N[2] == pytest.approx(0.25)
+    assert heard.shares_N[[4, 6]].sum() == 0
+    assert heard.shares_N[1] == 1
+    assert heard.undecided == ()
+
+
+def test_a_condition_in_which_nobody_stands_out_keeps_equal_shares() -> None:
+    first = first_generation(voted())
+    heard = result(first, {1: 40.0})
+    normal = heard.shares_N[first.conditions_N == 0]
+    np.testing.assert_array_equal(normal, np.full(12, 1 / 12))
+    assert heard.undecided == (0,)
+    assert result(first, {}).undecided == (0, 1)
+
+
+def test_how_many_patients_have_a_condition_is_no_matter() -> None:
+    first = first_generation(voted())
+    few, many = result(first, {0: 9.0, 1: 5.0}), result(first, {0: 9.0, 1: 5000.0})
+    np.testing.assert_array_equal(few.shares_N, many.shares_N)
+
+
+def test_every_condition_keeps_its_number_of_candidates_over_generations() -> None:
+    study = voted(25, ("normal", "amd", "other"))
+    generation = first_generation(study)
+    before = counts(generation)
+    rng = np.random.default_rng(5)
+    for vote in range(1, 6):
+        heard = result_of(rng.normal(0, 3, 25), 1.0, generation.conditions_N)
+        generation = next_generation(study, generation, heard, vote)
+        assert counts(generation) == before
+        for line, place in zip(generation.lineages, generation.conditions_N, strict=True):
+            named = study.conditions[place]
+            assert line.condition == named or named not in PHANTOM_CONDITIONS
+
+
+def test_those_with_most_votes_survive_and_the_others_are_replaced_by_children() -> None:
+    study = voted()
+    first = first_generation(study)
+    heard = result(first, {0: 50.0, 4: 90.0, 8: 10.0, 3: 20.0})
+    after = next_generation(study, first, heard, 1)
+    old, survivors = set(first.lineages), [line for line in after.lineages if not line.variations]
+    assert survivors == [first.lineages[place] for place in (4, 0, 8, 3)]
+    children = [line for line in after.lineages if line.variations]
+    assert len(children) == 20
+    assert not old & set(children)
+    parents = Counter(line.number for line in children)
+    assert set(parents) <= {0, 4, 8, 3}
+    assert parents[3] == 11
+    assert parents[4] > parents[8]
+
+
+def test_no_more_than_half_of_a_condition_survives_so_that_something_is_new() -> None:
+    study = voted()
+    first = first_generation(study)
+    everyone = dict.fromkeys(range(24), 10.0) | {5: 30.0, 20: 25.0}
+    after = next_generation(study, first, result(first, everyone), 1)
+    survivors = [line.number for line in after.lineages if not line.variations]
+    assert len(survivors) == 12
+    assert {5, 20} <= set(survivors)
+
+
+def test_children_are_varied_once_more_than_their_parents() -> None:
+    study = voted()
+    generation = first_generation(study)
+    for vote in (1, 2):
+        heard = result(generation, {int(np.argmax(generation.conditions_N == 0)): 9.0})
+        generation = next_generation(study, generation, heard, vote)
+    assert {len(line.variations) for line in generation.lineages} == {0, 1, 2}
+
+
+def test_the_same_votes_give_the_same_generation_and_another_seed_or_vote_another() -> None:
+    study = voted()
+    first = first_generation(study)
+    heard = result(first, {0: 9.0, 1: 7.0})
+    once, again = (next_generation(study, first, heard, 1) for _ in range(2))
+    assert once.lineages == again.lineages
+    np.testing.assert_array_equal(once.conditions_N, again.conditions_N)
+    assert next_generation(study, first, heard, 2).lineages != once.lineages
+    other = study.model_copy(update={"seed": 77})
+    assert first_generation(other).lineages != first.lineages
+    assert first_generation(study).lineages == first.lineages
+
+
+def test_the_model_learns_from_children_of_the_winners_of_each_condition() -> None:
+    study = voted()
+    first = first_generation(study)
+    heard = result(first, {4: 30.0, 8: 10.0, 3: 20.0})
+    population = VotedPopulation.of(study.conditions, 32, 0.3, first, heard)
+    wanted = np.array([0, 1, 1, 0, 0] * 60)
+    lineages = population.lineages(wanted, 7)
+    assert len(lineages) == 300
+    parents = Counter(line.number for line in lineages)
+    assert set(parents) == {4, 8, 3}
+    assert parents[3] == 120
+    assert 0.6 < parents[4] / (parents[4] + parents[8]) < 0.9
+    assert all(len(line.variations) == 1 for line in lineages)
+    for line, place in zip(lineages, wanted, strict=True):
+        assert line.condition == study.conditions[place]
+    assert population.lineages(wanted, 7) == lineages
+    assert population.lineages(wanted, 8) != lineages
+
+
+def test_a_longer_draw_of_the_winners_children_begins_with_the_shorter() -> None:
+    study = voted()
+    first = first_generation(study)
+    population = VotedPopulation.of(
+        study.conditions, 32, 0.3, first, result(first, {4: 30.0, 3: 20.0})
+    )
+    wanted = np.zeros(50, np.int64)
+    assert population.lineages(wanted, 1)[:9] == population.lineages(wanted[:9], 1)
+
+
+def test_where_nobody_won_the_model_learns_from_all_of_a_condition() -> None:
+    study = voted()
+    first = first_generation(study)
+    population = VotedPopulation.of(study.conditions, 32, 0.3, first, result(first, {}))
+    drawn = population.lineages(np.arange(2000) % 2, 1)
+    assert {line.number for line in drawn} == set(range(24))
+
+
+def test_that_noise_alone_stands_out_is_as_rare_as_is_said() -> None:
+    noise = np.random.default_rng(6).normal(0, 5, 100_000)
+    heard = result_of(noise, 5.0, np.arange(100_000) % 2)
+    assert 1 / 50 < np.count_nonzero(heard.shares_N) / 100_000 < 1 / 40
