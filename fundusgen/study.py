@@ -78,6 +78,8 @@ class PriorSettings(Settings):
 class VotesStage(Settings):
     """Rounds in which patients vote for the phantoms most like them.
 
+    The defaults were chosen on phantom hospitals, by `simulations.benchmarks.vote_settings`.
+
     Attributes:
         rounds: Votes; after each, the population of phantoms is drawn anew from the winners.
         candidates: Phantoms that stand in each vote.
@@ -88,10 +90,10 @@ class VotesStage(Settings):
         refit_steps: Most steps of that.
     """
 
-    rounds: Annotated[int, Field(ge=1, le=100)] = 2
+    rounds: Annotated[int, Field(ge=1, le=100)] = 4
     candidates: Annotated[int, Field(ge=2, le=100_000)] = 1000
-    nearest: Annotated[int, Field(ge=1, le=1000)] = 4
-    variation: Annotated[float, Field(ge=0, le=1)] = 0.3
+    nearest: Annotated[int, Field(ge=1, le=1000)] = 1
+    variation: Annotated[float, Field(ge=0, le=1)] = 0.4
     refit_phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
     refit_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1500
 

@@ -5,6 +5,7 @@ round 1, waits without bound for sites, and ends the run on a reply that differs
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -245,7 +246,7 @@ class StudyStrategy(Strategy):
         kept = sorted(accepted.values(), key=lambda reply: reply.receipt.site)
         # Weighed as they enter the average: the noise of a small site is long, and its share small.
         far = outliers(
-            [reply.update_norm * self._weight(reply.receipt) for reply in kept],
+            [self._length(reply) for reply in kept],
             self.study.federation.max_update_norm_ratio,
         )
         left_out += [
@@ -281,9 +282,13 @@ class StudyStrategy(Strategy):
             return {VOTES: np.zeros(self.study.votes.candidates, np.float32)}
         return {name: request.weights[name] for name in self.private}
 
-    def _weight(self, receipt: Receipt) -> float:
-        """How much a reply counts beside others: votes are added up, each as much as any."""
-        return 1.0 if receipt.stage == "votes" else self._share(receipt)
+    def _length(self, reply: Accepted) -> float:
+        """How long a reply is beside others, for its site: all patients may have voted alike."""
+        receipt = reply.receipt
+        if receipt.stage == "votes":
+            noise = receipt.event.noise_multiplier * math.sqrt(self.study.votes.candidates)
+            return reply.update_norm / (receipt.declared_patients + noise)
+        return reply.update_norm * self._share(receipt)
 
     def _share(self, receipt: Receipt) -> float:
         return receipt.declared_patients if self.study.federation.weights == "declared" else 1.0

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from fundusgen.phantom.camera import CAMERA_STYLES
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.variation import Lineage
 from fundusgen.study import Study
 
-# Noise alone exceeds two of its standard deviations once in 44 candidates.
-STANDS_OUT = 2.0
+# Candidates of a condition that noise alone would lift out, on average.
+_BY_CHANCE = 0.5
 # Of each condition's places in the next generation, those that may go to survivors.
 _SURVIVING = 0.5
 # Tell apart the random draws of one study.
@@ -82,19 +83,22 @@ def result_of(
 ) -> Result:
     """Read noisy votes: who stands out of the noise, and with what share.
 
+    The bar rises with the number of candidates of a condition: of pure noise, half a candidate a
+    condition passes it on average, whether there are ten or a thousand.
+
     Args:
         votes_N: Noisy votes, summed over sites.
         noise_deviation: Standard deviation of the noise in each.
         conditions_N: Conditions of the candidates.
     """
-    heard_N = np.where(votes_N > STANDS_OUT * noise_deviation, votes_N, 0.0).astype(np.float64)
-    shares_N = np.zeros(len(heard_N))
+    shares_N = np.zeros(len(votes_N))
     undecided = []
     for condition in np.unique(conditions_N):
         standing = conditions_N == condition
-        total = heard_N[standing].sum()
-        if total > 0:
-            shares_N[standing] = heard_N[standing] / total
+        bar = noise_deviation * norm.isf(min(0.5, _BY_CHANCE / np.count_nonzero(standing)))
+        heard = np.where(votes_N[standing] > bar, votes_N[standing], 0.0).astype(np.float64)
+        if heard.sum() > 0:
+            shares_N[standing] = heard / heard.sum()
         else:
             shares_N[standing] = 1 / np.count_nonzero(standing)
             undecided.append(int(condition))

@@ -164,6 +164,13 @@ def load_population(folder: Path) -> VotedPopulation:
             expected=f"{POPULATION_FILE}, as a study with votes leaves it",
             remedy="Give a finished run of a study with votes",
         ) from error
+    if len(population.shares_N) != len(population.generation.lineages):
+        raise ModelError(
+            f"The population in {folder} has {len(population.shares_N)} shares for "
+            f"{len(population.generation.lineages)} phantoms",
+            expected="one of each",
+            remedy="Give a finished run of a study with votes",
+        )
     if (version, simulator) != (FORMAT, SIMULATOR_VERSION):
         raise ModelError(
             f"The population in {folder} has format {version}, of simulator {simulator}",

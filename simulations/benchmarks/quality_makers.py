@@ -7,7 +7,6 @@ out is the ledger, which changes no number, and the network.
 N images, S side in pixels, C colours.
 """
 
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,13 +36,11 @@ from simulations.sites import declared
 
 # Those of the benchmark's hospitals; `unknown` belongs to sites that are too small to be split.
 STUDIED = tuple(name for name in CONDITIONS if name != "unknown")
-# Chosen on phantom hospitals, see `vote_settings`.
-VOTES: Mapping[str, Any] = {"rounds": 4, "nearest": 1, "variation": 0.3}
-# Candidates are as many as leave the noise on each at about twice its votes: see `forecast`.
-_NOISE_OVER_VOTES, _MOST_CANDIDATES = 2.0, 2000
+# A study's own defaults.
+VOTES: Mapping[str, Any] = {}
 _ROUNDS = 40
 _SCRATCH_ROUNDS = 120
-_PRIVATE = ["decoder.*modulation*"]
+_PRIVATE = ["decoder.*modulation*", "decoder.to_image.*"]
 _BATCH_PATIENTS = 32
 
 
@@ -164,17 +161,15 @@ def _after_votes(
     votes: Mapping[str, Any] = VOTES,
 ) -> Postprocess:
     """Hold all votes of a study, as server and sites would."""
-    stages: dict[str, Any] = {"votes": {"candidates": _MOST_CANDIDATES, **votes}}
+    stages: dict[str, Any] = {"votes": dict(votes)}
     if not dpsgd:
         stages["dpsgd"] = None
     if not refit:
         stages["votes"]["refit_steps"] = 0
     # Where nothing is refitted, nobody looks at the prior.
     prior = {} if refit else {"phantoms": 16, "steps": 1}
-    noise = _noise(_study(context, seed, epsilon, stages, prior=prior), "votes", epsilon)
-    if "candidates" not in votes:
-        stages["votes"]["candidates"] = _candidates(context, noise)
     study = _study(context, seed, epsilon, stages, prior=prior)
+    noise = _noise(study, "votes", epsilon)
     label = f"votes{'-refit' * refit}{'-dpsgd' * dpsgd}-{epsilon}-{seed}"
     server = Postprocess(study, _prepared(context, study, label))
     patients = _patients(context)
@@ -219,13 +214,6 @@ def _train(context: Context, server: Postprocess, epsilon: float | None) -> None
 def _noise(study: Study, stage: Any, epsilon: float | None) -> float:
     """The noise of a stage; next to none where nothing is to be hidden."""
     return 0.01 if epsilon is None else noise_for(study, stage)
-
-
-def _candidates(context: Context, noise: float) -> int:
-    """As many candidates as leave the noise on each at about twice its votes."""
-    patients = sum(len(site) for site in context.train.values())
-    deviation = noise * math.sqrt(len(context.train))
-    return int(min(_NOISE_OVER_VOTES * patients / deviation, _MOST_CANDIDATES))
 
 
 def _patients(context: Context) -> dict[str, PatientDataset]:

@@ -4,13 +4,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from small_study import small_study
 
 from fundusgen.phantom.camera import CAMERA_STYLES
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.study import Study
 from fundusgen.training.evolution import (
-    STANDS_OUT,
     Generation,
     Result,
     first_generation,
@@ -63,7 +63,8 @@ def test_a_condition_without_a_look_of_its_own_is_drawn_as_all_of_them() -> None
 
 def test_votes_that_do_not_stand_out_of_the_noise_are_not_heard() -> None:
     first = first_generation(voted())
-    heard = result(first, {0: 30.0, 2: 10.0, 4: STANDS_OUT * 3 - 0.01, 6: -50.0, 1: 9.0}, noise=3.0)
+    bar = 3 * norm.isf(0.5 / 12)
+    heard = result(first, {0: 30.0, 2: 10.0, 4: bar - 0.01, 6: -50.0, 1: 9.0}, noise=3.0)
     assert heard.shares_N[0] == pytest.approx(0.75)
     assert heard.shares_N[2] == pytest.approx(0.25)
     assert heard.shares_N[[4, 6]].sum() == 0
@@ -78,6 +79,17 @@ def test_a_condition_in_which_nobody_stands_out_keeps_equal_shares() -> None:
     np.testing.assert_array_equal(normal, np.full(12, 1 / 12))
     assert heard.undecided == (0,)
     assert result(first, {}).undecided == (0, 1)
+
+
+@pytest.mark.parametrize("candidates", [20, 500])
+def test_noise_alone_elects_half_a_candidate_a_condition_whatever_their_number(candidates) -> None:
+    rng = np.random.default_rng(4)
+    conditions_N = np.zeros(candidates, dtype=np.int64)
+    elected = []
+    for _ in range(400):
+        heard = result_of(rng.normal(0, 7.0, candidates), 7.0, conditions_N)
+        elected.append(0 if heard.undecided else np.count_nonzero(heard.shares_N))
+    assert np.mean(elected) == pytest.approx(0.5, abs=0.12)
 
 
 def test_how_many_patients_have_a_condition_is_no_matter() -> None:
@@ -183,9 +195,3 @@ def test_where_nobody_won_the_model_learns_from_all_of_a_condition() -> None:
     population = VotedPopulation.of(study.conditions, 32, 0.3, first, result(first, {}))
     drawn = population.lineages(np.arange(2000) % 2, 1)
     assert {line.number for line in drawn} == set(range(24))
-
-
-def test_that_noise_alone_stands_out_is_as_rare_as_is_said() -> None:
-    noise = np.random.default_rng(6).normal(0, 5, 100_000)
-    heard = result_of(noise, 5.0, np.arange(100_000) % 2)
-    assert 1 / 50 < np.count_nonzero(heard.shares_N) / 100_000 < 1 / 40
