@@ -93,7 +93,7 @@ class VotesStage(Settings):
     rounds: Annotated[int, Field(ge=1, le=100)] = 4
     candidates: Annotated[int, Field(ge=2, le=100_000)] = 1000
     nearest: Annotated[int, Field(ge=1, le=1000)] = 1
-    variation: Annotated[float, Field(ge=0, le=1)] = 0.4
+    variation: Annotated[float, Field(ge=0, le=1)] = 0.3
     refit_phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
     refit_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1500
 

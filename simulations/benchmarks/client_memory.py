@@ -57,11 +57,12 @@ def run() -> list[Row]:
 
 
 def answer(folder: str) -> list[Row]:
-    """Answer the first round of the real study in this process."""
+    """Answer the real study's first round of DP-SGD in this process."""
     imported_mb = peak_mb()
     study = load_study(REAL_STUDY)
     weights = {name: value.numpy() for name, value in build_model(study).state_dict().items()}
-    request = Request(study.agreed_json(), study.study_hash, 1, "dpsgd", weights)
+    first = study.stage_rounds["dpsgd"][0]
+    request = Request(study.agreed_json(), study.study_hash, first, "dpsgd", weights)
     # Flower sets these before it calls an app.
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     context = Context(1, 1, {"site": folder}, RecordDict(), {})

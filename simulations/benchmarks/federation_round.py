@@ -31,7 +31,7 @@ from simulations.benchmarks.generation import REAL_STUDY
 from simulations.run import prepare, simulate
 
 SITES, PATIENTS, ROUNDS, SLOTS = 4, 400, 8, 2
-_ANSWERED = re.compile(r"round (\d+) of \S+ answered in ([\d.]+) s, ([\d.]+) s of it training")
+_ANSWERED = re.compile(r"round (\d+) of \S+ answered in ([\d.]+) s, ([\d.]+) s of it computing")
 
 
 def run() -> list[Row]:
@@ -67,6 +67,7 @@ def bench_study(steps: int | None) -> Study:
     return real.model_copy(
         update={
             "study_id": "bench",
+            "prior": None,
             "stages": StageSettings(dpsgd=stage),
             "federation": FederationSettings(rounds=ROUNDS, min_sites=SITES, quorum=SITES),
             "simulation": SimulationSettings(

@@ -42,7 +42,7 @@ _TRIED: dict[str, Sequence[Any]] = {
     "rounds": (2, 4, 8),
     "variation": (0.15, 0.3, 0.5),
     "nearest": (1, 3),
-    "candidates": (300, 1000, 3000),
+    "candidates": (300, 1000, 2000, 4000),
 }
 
 

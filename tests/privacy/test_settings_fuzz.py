@@ -389,7 +389,7 @@ def test_a_settings_file_is_refused_in_a_sentence_or_means_what_it_says(
             text = mutated_tree(rng, settings[number])
         refused += taken(kind, text, tmp_path) is None
     # Neither all of them nor none, or nothing was tried.
-    assert MUTATIONS * 0.1 < refused < MUTATIONS * 0.9
+    assert MUTATIONS * 0.1 < refused < MUTATIONS * 0.95
 
 
 @pytest.mark.parametrize(
