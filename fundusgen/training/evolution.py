@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import false_discovery_control, norm
 
 from fundusgen.phantom.camera import CAMERA_STYLES
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.variation import Lineage
 from fundusgen.study import Study
 
-# Candidates of a condition that noise alone would lift out, on average.
-_BY_CHANCE = 0.5
+# Of those who stand out, the share that noise alone may have lifted there.
+FALSE_SHARE = 0.2
 # Of each condition's places in the next generation, those that may go to survivors.
 _SURVIVING = 0.5
 # Tell apart the random draws of one study.
@@ -83,8 +83,9 @@ def result_of(
 ) -> Result:
     """Read noisy votes: who stands out of the noise, and with what share.
 
-    The bar rises with the number of candidates of a condition: of pure noise, half a candidate a
-    condition passes it on average, whether there are ten or a thousand.
+    Within each condition those are heard who stand out by the rule of Benjamini and Hochberg
+    (1995): of them, a fifth at most is expected to be noise. Where there is nothing but noise, four
+    votes of five hear nobody; where most candidates have votes, few of them are lost.
 
     Args:
         votes_N: Noisy votes, summed over sites.
@@ -95,8 +96,9 @@ def result_of(
     undecided = []
     for condition in np.unique(conditions_N):
         standing = conditions_N == condition
-        bar = noise_deviation * norm.isf(min(0.5, _BY_CHANCE / np.count_nonzero(standing)))
-        heard = np.where(votes_N[standing] > bar, votes_N[standing], 0.0).astype(np.float64)
+        by_chance = norm.sf(votes_N[standing] / noise_deviation)
+        stands_out = false_discovery_control(by_chance, method="bh") <= FALSE_SHARE
+        heard = np.where(stands_out, votes_N[standing], 0.0).astype(np.float64)
         if heard.sum() > 0:
             shares_N[standing] = heard / heard.sum()
         else:

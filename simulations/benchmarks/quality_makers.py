@@ -40,7 +40,7 @@ STUDIED = tuple(name for name in CONDITIONS if name != "unknown")
 VOTES: Mapping[str, Any] = {}
 _ROUNDS = 40
 _SCRATCH_ROUNDS = 120
-_PRIVATE = ["decoder.*modulation*", "decoder.to_image.*"]
+_PRIVATE = ["decoder.*modulation*"]
 _BATCH_PATIENTS = 32
 
 
@@ -143,7 +143,7 @@ def _study(
                 "rounds": rounds if chosen["dpsgd"] else 0,
                 "min_sites": 1,
                 "server_optimizer": "adam",
-                "server_learning_rate": 0.002,
+                "server_learning_rate": 0.0003,
                 "ema_decay": 0.95,
             },
             "evaluation": {"phantoms": 0, "every_rounds": 1000},
