@@ -161,10 +161,10 @@ def test_no_process_is_left_when_ours_is_ended_during_a_run(
         assert ours.poll() is None
         time.sleep(0.1)
     ours.send_signal(how)
-    ours.communicate(timeout=30)
+    ours.communicate(timeout=90)
     assert eventually_none(str(tmp_path), within_s=10) == []
     # The guardian removes the folder as its last act, when it is no longer seen as ours.
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := set(Path(flower.tempfile.gettempdir()).glob("fg-*")) - scratch:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
