@@ -69,6 +69,7 @@ BASES = {
     "study": [
         (STUDIES / "demo.yaml").read_text(encoding="utf-8"),
         (STUDIES / "real.yaml").read_text(encoding="utf-8"),
+        (STUDIES / "real-scratch.yaml").read_text(encoding="utf-8"),
         dump_study(load_study(STUDIES / "demo.yaml")),
         load_study(STUDIES / "demo.yaml").agreed_json(),
         "study_id: a\nconditions: [amd]\nmodel: vae\nprivacy: {target_epsilon: 1}\n"

@@ -113,7 +113,7 @@ def test_after_two_votes_most_phantoms_are_like_the_photographs_of_the_hospital(
     real = colours(patients.pixels(np.arange(patients.image_count)))
     before = last.images(first.lineages)
     after = last.images(last.lineages(np.arange(96) % 2, 1))
-    assert np.linalg.norm(colours(after) - real) < 0.65 * np.linalg.norm(colours(before) - real)
+    assert np.linalg.norm(colours(after) - real) < 0.5 * np.linalg.norm(colours(before) - real)
 
 
 def test_votes_of_nobody_lead_nowhere(encoder, tmp_path) -> None:
