@@ -2,4 +2,4 @@
 
 # Names the look of all phantoms: whatever is kept of them (priors, features, digests in tests) is
 # kept by it. It changes whenever the pixels of any seed change, and only then.
-SIMULATOR_VERSION = "2"
+SIMULATOR_VERSION = "3"

@@ -69,7 +69,7 @@ class CameraStyle:
     crescent_rate: float = 0.2
     reflex_rate: float = 0.03
     fault_rate: float = 0.005
-    contrast: Range = (1.0, 1.18)
+    contrast: Range = (0.93, 1.12)
     noise: Range = (0.003, 0.008)
 
 
@@ -82,7 +82,7 @@ CAMERA_STYLES: Mapping[str, CameraStyle] = MappingProxyType(
             field_deg=(48.0, 51.0),
             centre=(-0.1, 0.2),
             cut=(0.82, 0.86),
-            contrast=(1.08, 1.3),
+            contrast=(1.0, 1.25),
             vignetting=(0.3, 0.85),
             crescent_rate=0.12,
         ),
@@ -93,7 +93,7 @@ CAMERA_STYLES: Mapping[str, CameraStyle] = MappingProxyType(
             field_deg=(44.0, 48.0),
             centre=(0.0, 0.35),
             cut=(0.85, 0.9),
-            contrast=(1.05, 1.25),
+            contrast=(0.98, 1.2),
             vignetting=(0.3, 0.9),
             crescent=(0.05, 0.3),
             crescent_rate=0.25,
@@ -138,7 +138,7 @@ CAMERA_STYLES: Mapping[str, CameraStyle] = MappingProxyType(
             centre=(0.85, 1.1),
             vignetting=(0.4, 0.9),
             glow=(0.3, 0.9),
-            contrast=(1.05, 1.2),
+            contrast=(0.98, 1.15),
         ),
         # Pale rose, hazy, cut, a little wide.
         "rose": CameraStyle(
@@ -148,7 +148,7 @@ CAMERA_STYLES: Mapping[str, CameraStyle] = MappingProxyType(
             centre=(0.1, 0.6),
             cut=(0.86, 0.96),
             haze=(0.03, 0.2),
-            contrast=(0.98, 1.12),
+            contrast=(0.92, 1.1),
             reflex_rate=0.08,
         ),
     }

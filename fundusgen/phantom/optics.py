@@ -21,6 +21,9 @@ _GLOW = (0.42, 0.14, 0.0)
 _LENS_LOSS = (0.04, 0.16, 0.74)
 _LENS_HAZE = 0.08
 _LENS_BLUR_DEG = 0.13
+# A pixel gathers the light of its area (a box has an sd of 0.29 pixels), and colour filters and the
+# resampling of the photograph spread it a little further.
+_PIXEL_BLUR_PX = 0.45
 
 
 def photograph(
@@ -48,7 +51,8 @@ def photograph(
     lens_blur_deg = _LENS_BLUR_DEG * lens_density
     spread = camera.blur_deg * camera.blur_deg + lens_blur_deg * lens_blur_deg
     spread += lesions.blur_deg * lesions.blur_deg
-    light = blur(light, float(np.sqrt(spread)) * px_per_deg)
+    spread_px = spread * px_per_deg * px_per_deg + _PIXEL_BLUR_PX * _PIXEL_BLUR_PX
+    light = blur(light, float(np.sqrt(spread_px)))
     yellow = lesions.yellowing
     colour = np.array(camera.colour) * _through_lens(lens_density, yellow)
     light *= colour.astype(np.float32)[:, None, None]
@@ -163,11 +167,15 @@ def _tone(light: Floats, contrast: float) -> Floats:
 
 
 def _noise(camera: Camera, size: int) -> Floats:
-    """Grain as the sum of whole random bytes; coarser pictures average more of it away."""
+    """Grain as the sum of whole random bytes; coarser pictures average more of it away.
+
+    Down to 256 px as white noise does, by one over the pixels that are averaged on a side; finer
+    pictures show neighbours that share their grain, so it grows more slowly there.
+    """
     raw = np.random.PCG64(camera.noise_seed).random_raw(3 * ((size * size + 7) // 8) * 4)
     grain = np.asarray(raw, dtype="<u8").view(np.uint8).reshape(4, 3, -1)[:, :, : size * size]
     total = grain[0].astype(np.int16) + grain[1] + grain[2] + grain[3] - 510
-    sd = camera.noise * float(np.sqrt(size / 256))
+    sd = camera.noise * (size / 256 if size < 256 else float(np.sqrt(size / 256)))
     noise = total.reshape(3, size, size).astype(np.float32) * (sd / 147.8)
     # Neighbouring colours share part of it, as after a Bayer filter.
     shared = (noise[0] + noise[1] + noise[2]) * 0.4

@@ -47,7 +47,10 @@ _TRIED: dict[str, Sequence[Any]] = {
 
 
 def measure(out: Path, epsilons: Sequence[float]) -> list[dict[str, Any]]:
-    """Hold votes by every setting in turn and measure the winners; keeps what was measured."""
+    """Hold votes by every setting in turn and measure the winners; goes on where it stopped.
+
+    The table does not know the code that made it: delete it when makers change.
+    """
     data = out / "hospitals"
     for number, (camera, gammas, blur_px) in enumerate(_HOSPITALS):
         if not (data / camera).is_dir():
@@ -57,15 +60,19 @@ def measure(out: Path, epsilons: Sequence[float]) -> list[dict[str, Any]]:
     judge = Judge(settings, hospitals, [ImageNetFeatures()])
     (out / "work").mkdir(exist_ok=True)
     context = Context(hospitals.train, _SIZE_PX, mixed_labels(_IMAGES), out / "work")
-    found: list[dict[str, Any]] = []
+    table = out / "vote-settings.json"
+    found: list[dict[str, Any]] = json.loads(table.read_bytes()) if table.is_file() else []
+    known = [{name: row[name] for name in ("epsilon", *_BASE)} for row in found]
     tried = [{**_BASE, name: value} for name, values in _TRIED.items() for value in values]
     for votes, epsilon in itertools.product(_distinct(tried), epsilons):
+        if {"epsilon": epsilon, **votes} in known:
+            continue
         images_NSSC = voted(context, epsilon, 0, votes)
         record = judge.record(Row("votes", epsilon, 0, images_NSSC))
         kid = 1000 * record["metrics"]["imagenet"]["kid"]["value"]
         found.append({"epsilon": epsilon, **votes, "kid": kid})
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-        write_atomically(out / "vote-settings.json", json.dumps(found, indent=2).encode())
+        write_atomically(table, json.dumps(found, indent=2).encode())
     return found
 
 
