@@ -126,7 +126,7 @@ def test_the_page_says_what_was_measured_and_which_targets_are_met(
     assert str(tmp_path) not in page
     pictures = {path.name for path in (docs / quality_page.PICTURES).iterdir()}
     assert pictures == {
-        "phantoms.png", "good-epsilon-1.png", "good-epsilon-8.png", "from_scratch.png"
+        "phantoms.jpg", "good-epsilon-1.jpg", "good-epsilon-8.jpg", "from_scratch.jpg"
     }  # fmt: skip
 
 
