@@ -6,9 +6,10 @@ photographs as `fundusgen.data` frames them: the field fills the width of the pi
 
 Where the numbers come from: the styles, and the priors of the other modules that cite nothing,
 were set by hand, by eye beside sheets of public photographs, with one distance between collections
-(KID) as a check, to span what such collections look like; none reproduces a named device. No search
-fits them to photographs: these stand in for patients, and a prior that had learned from patients
-would not be public.
+(KID) as a check, to span what such collections look like; none reproduces a named device. Tone
+curves and the pixel's blur (`fundusgen.phantom.optics`) were chosen from a handful of values by
+that distance. The collections are public; no patient of a study may serve for this, since a prior
+that had learned from them would not be public.
 
 Angles are degrees of visual angle; distances in the picture are in radii of the field of view.
 Colours are linear light, 0 to 1, red green blue.

@@ -169,8 +169,8 @@ def _tone(light: Floats, contrast: float) -> Floats:
 def _noise(camera: Camera, size: int) -> Floats:
     """Grain as the sum of whole random bytes; coarser pictures average more of it away.
 
-    Down to 256 px as white noise does, by one over the pixels that are averaged on a side; finer
-    pictures show neighbours that share their grain, so it grows more slowly there.
+    Below 256 px it falls as white noise does, with the side; above, neighbours share their grain,
+    so it grows more slowly.
     """
     raw = np.random.PCG64(camera.noise_seed).random_raw(3 * ((size * size + 7) // 8) * 4)
     grain = np.asarray(raw, dtype="<u8").view(np.uint8).reshape(4, 3, -1)[:, :, : size * size]
