@@ -24,7 +24,7 @@ from fundusgen.report.page import write_report
 from fundusgen.report.pictures import contact_sheet, draw_sheet, save_png
 from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
-from fundusgen.training.fitting import fit
+from fundusgen.training.fitting import FitProgress, fit
 from fundusgen.training.phantoms import study_phantoms
 from fundusgen.training.population import save_population
 from fundusgen.training.prior import load_prior
@@ -192,8 +192,18 @@ class Postprocess:
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             held_out=(images_NSSC[:held_out], conditions_N[:held_out]),
             critic=load_prior(self.run.prior, self.study).critic,
+            on_progress=self._tell_refit,
         )
+        self.run.write_status("running")
         return fitted.weights
+
+    def _tell_refit(self, progress: FitProgress) -> None:
+        """Say now and then how far the longest work of a server is."""
+        if progress.step % max(1, progress.steps // 4):
+            return
+        said = f"refit on the winners of the votes: step {progress.step} of {progress.steps}"
+        log.info(said)
+        self.run.write_status("running", message=said)
 
     def _stepped(self, new: Weights, round_number: int) -> tuple[Weights, Weights]:
         """Apply the server's optimizer to the change that the sites ask for."""

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from fundusgen.cli.progress import progress
 from fundusgen.run_folder import RunFolder
 from fundusgen.site import SiteFolder
 from fundusgen.study import Study
@@ -49,9 +49,9 @@ def simulate(
             console.print(f"{count} sites are ready in {run.sites}")
             return
         _prepare_public(run, settings, console)
-        progress = _Progress(run, console)
-        run_simulation(run, count, cpus_per_client=cpus_per_client, on_tick=progress.tick)
-        progress.tick()
+        rounds = _Rounds(run, console)
+        run_simulation(run, count, cpus_per_client=cpus_per_client, on_tick=rounds.tick)
+        rounds.tick()
     print_summary(run, console)
 
 
@@ -59,16 +59,13 @@ def _prepare_public(run: RunFolder, study: Study, console: Console) -> None:
     """Make prior and vote space here, where their progress can be shown."""
     if study.prior is None:
         return
-    with Progress(console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
+    with progress(console) as show:
         prepare_public(
-            study, run, default_cache_dir(), workers=os.cpu_count() or 1, on_progress=show
+            study,
+            run,
+            default_cache_dir(),
+            workers=os.cpu_count() or 1,
+            on_progress=lambda what, done, total: show(what, done, total, ""),
         )
     console.print(f"the prior, learned from phantoms alone, is in {run.prior}", soft_wrap=True)
 
@@ -122,14 +119,15 @@ def print_summary(run: RunFolder, console: Console) -> None:
     console.print(f"report     {run.report}", soft_wrap=True)
 
 
-class _Progress:
-    """Prints a line for every round as it is finished."""
+class _Rounds:
+    """Prints a line for every round as it is finished, and what the server does in between."""
 
     def __init__(self, run: RunFolder, console: Console) -> None:
         self.run = run
         self.console = console
         self.rounds = run.study().total_rounds
         self.shown = len(run.metrics())
+        self.said = ""
         console.print("starting Flower; the first round also prepares every site's images")
 
     def tick(self) -> None:
@@ -146,3 +144,8 @@ class _Progress:
                 if site["state"] != "accepted":
                     self.console.print(f"  {site['site']} {site['state']}: {site['reason']}")
         self.shown = len(metrics)
+        said = str(self.run.status()["message"])
+        if said != self.said:
+            self.said = said
+            if said:
+                self.console.print(said)

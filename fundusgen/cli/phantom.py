@@ -1,13 +1,13 @@
 """`fundusgen phantom`: write a phantom hospital, or a sheet of what phantoms look like."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from PIL import Image
-from rich.progress import Progress
+from rich.console import Console
 
+from fundusgen.cli.progress import progress
 from fundusgen.errors import DataError
 from fundusgen.phantom.camera import CAMERA_STYLES
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
@@ -50,8 +50,7 @@ def phantom(
             remedy="Name one: fundusgen phantom --out DIR --patients N --seed S",
         )
     mix = _parse_mix(condition) if condition else None
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("patients", total=patients)
+    with progress(Console(highlight=False)) as show:
         count = write_site_folder(
             out,
             patients=patients,
@@ -61,7 +60,7 @@ def phantom(
             conditions_mix=mix,
             masks=masks,
             workers=workers,
-            on_progress=lambda done, _: bar.update(task, completed=done),
+            on_progress=lambda done, total: show("patients", done, total, ""),
         )
     typer.echo(
         f"{count} phantom images of {patients} patients ({camera}, {size_px} px) in {out}, "

@@ -1,12 +1,12 @@
 """`fundusgen prior`: pretrain a study's model on phantoms, before any patient."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
 
+from fundusgen.cli.progress import progress
 from fundusgen.errors import RunError
 from fundusgen.models.generator import Generator
 from fundusgen.report.pictures import draw_sheet, save_png
@@ -75,29 +75,15 @@ def _require_place(*files: Path | None) -> None:
 
 
 def _made(study: Study, cache: Path, workers: int) -> Prior:
-    """Draw and train with a bar for each, which shows the newest held-out distance."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
-        tasks = {
-            stage: bar.add_task(said, total=None, loss="", start=stage == "phantoms")
-            for stage, said in _STAGES.items()
-        }
+    """Draw and train, showing the progress of each and the newest held-out distance."""
+    with progress(Console(highlight=False)) as show:
 
-        def show(progress: PriorProgress) -> None:
-            task, loss = tasks[progress.stage], progress.held_out_distance
-            if progress.done == 1:
-                bar.start_task(task)
-            bar.update(task, completed=progress.done, total=progress.total)
-            if loss is not None:
-                bar.update(task, loss=f"held-out distance {loss:.4f}")
+        def tell(reached: PriorProgress) -> None:
+            distance = reached.held_out_distance
+            remark = "" if distance is None else f"held-out distance {distance:.4f}"
+            show(_STAGES[reached.stage], reached.done, reached.total, remark)
 
-        return pretrained(study, cache, workers=workers, on_progress=show)
+        return pretrained(study, cache, workers=workers, on_progress=tell)
 
 
 def _said(prior: Prior, *, reused: bool) -> str:

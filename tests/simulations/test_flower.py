@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -149,23 +150,29 @@ with LocalFlower(folder / "home", log_file=folder / "run.log", environment=mark)
     ("how", "during"), [(signal.SIGKILL, "raylet"), (signal.SIGINT, "flwr-simulation")]
 )
 def test_no_process_is_left_when_ours_is_ended_during_a_run(
-    how: signal.Signals, during: str, tmp_path: Path
+    how: signal.Signals, during: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    scratch = set(Path(flower.tempfile.gettempdir()).glob("fg-*"))
+    # Its own folder, as other tests' runtimes come and go in the common one, and a short one, as
+    # Ray's sockets lie in it.
+    scratch = Path(tempfile.mkdtemp(prefix="t-"))
+    request.addfinalizer(lambda: shutil.rmtree(scratch, ignore_errors=True))
     ours = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(ECHO_APP), str(tmp_path)], stderr=subprocess.PIPE
+        [sys.executable, "-c", KILLED, str(ECHO_APP), str(tmp_path)],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(scratch)},
     )
     deadline = time.monotonic() + 90
     while not any(during in command for command in marked(str(tmp_path))):
         assert time.monotonic() < deadline
         assert ours.poll() is None
         time.sleep(0.1)
+    assert list(scratch.glob("fg-*"))
     ours.send_signal(how)
     ours.communicate(timeout=90)
     assert eventually_none(str(tmp_path), within_s=10) == []
     # The guardian removes the folder as its last act, when it is no longer seen as ours.
     deadline = time.monotonic() + 60
-    while left := set(Path(flower.tempfile.gettempdir()).glob("fg-*")) - scratch:
+    while left := list(scratch.glob("fg-*")):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
