@@ -11,7 +11,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from fundusgen.errors import StudyError
 from fundusgen.settings_file import dump_settings, read_settings
@@ -20,7 +29,7 @@ Condition = Literal[
     "normal", "dr1", "dr2", "dr3", "dr4", "amd", "glaucoma", "cataract", "myopia",
     "hypertension", "other", "unknown",
 ]  # fmt: skip
-ModelKind = Literal["vae"]
+ModelKind = Literal["vae", "gan"]
 Stage = Literal["votes", "dpsgd"]
 # Site names become folder names on the server, so they are checked wherever they arrive.
 SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
@@ -28,6 +37,8 @@ Name = Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
 # Accounting for more would keep a site busy for longer than the steps are worth.
 MAX_STEPS = 1_000_000
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Patterns = tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$")], ...]
+AdversarialLoss = Literal["logistic", "hinge"]
 
 
 _StageT = TypeVar("_StageT")
@@ -40,23 +51,107 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """The network whose weights are shared.
+    """The network whose weights are shared: what all families have.
 
     Attributes:
-        kind: The family; `vae` is a conditional convolutional VAE.
-        width: Channels of the first level; the levels below have up to four times as many.
+        width: Channels of the finest level of what draws; the levels below have up to eight times
+            as many.
         latent: Length of the latent vector.
+    """
+
+    width: Annotated[int, Field(ge=4, le=256, multiple_of=4)] = 16
+    latent: Annotated[int, Field(ge=2, le=1024)] = 48
+
+
+class VAESettings(ModelSettings):
+    """A conditional convolutional VAE.
+
+    Attributes:
+        kind: The family.
         pixel_std: Standard deviation of the pixel likelihood, in units of [-1, 1].
         beta: Weight of the KL term; see `fundusgen.models.vae.VAE`.
         private: Which parameters are trained on patients, as glob patterns over their names.
     """
 
-    kind: ModelKind = "vae"
-    width: Annotated[int, Field(ge=4, le=256, multiple_of=4)] = 16
-    latent: Annotated[int, Field(ge=2, le=1024)] = 48
+    kind: Literal["vae"] = "vae"
     pixel_std: PositiveFloat = 0.15
     beta: PositiveFloat = 4.0
-    private: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$")], ...] = ("*",)
+    private: Patterns = ("*",)
+
+
+class GANSettings(ModelSettings):
+    """A conditional GAN: sites train its discriminator, and the generator learns from that.
+
+    Attributes:
+        kind: The family.
+        discriminator_width: Channels of the discriminator's finest level; the levels below have
+            up to four times as many.
+        loss: The game: `logistic` or `hinge`.
+        private: Which parameters of the discriminator are trained on patients, as glob patterns
+            over their names.
+        drawn: Images drawn of each condition for a step of the discriminator, whatever the
+            patients in it.
+        generator: Who trains the generator, after each round: the `server` against the average
+            of the discriminators, or the `sites`, each against its own, whose generators are
+            averaged too.
+        ensemble: Whether the server trains it against the discriminators of all sites instead of
+            their average.
+        generator_steps: Most steps of the generator in a round.
+        generator_batch: Images of such a step.
+        generator_learning_rate: Of its Adam.
+        accuracy_floor: The generator waits while the discriminator knows a smaller share of
+            drawn images for what they are; 0 never waits.
+        phantoms_say: Weight of a second, public discriminator that the server trains on phantoms
+            meanwhile, so that nothing learned from them is forgotten; 0 does without.
+    """
+
+    kind: Literal["gan"]
+    discriminator_width: Annotated[int, Field(ge=4, le=256)] = 32
+    loss: AdversarialLoss = "logistic"
+    private: Patterns = ("discriminator.*vote.*", "discriminator.embedding.*")
+    drawn: Annotated[int, Field(ge=1, le=4096)] = 8
+    generator: Literal["server", "sites"] = "server"
+    ensemble: bool = False
+    generator_steps: Annotated[int, Field(ge=1, le=10_000)] = 4
+    generator_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    generator_learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    accuracy_floor: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    phantoms_say: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+
+    @model_validator(mode="after")
+    def _only_the_discriminator_sees_patients(self) -> Self:
+        strangers = [
+            pattern for pattern in self.private if not pattern.startswith("discriminator.")
+        ]
+        if strangers:
+            raise ValueError(
+                f"private has '{strangers[0]}': of a GAN, patients train the discriminator alone; "
+                "begin each pattern with 'discriminator.'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_server_has_what_it_needs(self) -> Self:
+        if self.ensemble and self.generator == "sites":
+            raise ValueError("ensemble is true, and generator is sites: each site has only its own")
+        return self
+
+
+def _kind(model: Any) -> Any:
+    """The family that a study's model names, `vae` where it names none."""
+    if isinstance(model, dict):
+        return model.get("kind", "vae")
+    return getattr(model, "kind", None)
+
+
+AnyModelSettings = Annotated[
+    Annotated[VAESettings, Tag("vae")] | Annotated[GANSettings, Tag("gan")],
+    Discriminator(
+        _kind,
+        custom_error_type="model_kind",
+        custom_error_message="the kind of a model should be 'vae' or 'gan'",
+    ),
+]
 
 
 class PriorSettings(Settings):
@@ -277,7 +372,7 @@ class Study(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1)]
     image_size: Annotated[Literal[32, 64, 128, 256], BeforeValidator(_whole)] = 64
-    model: ModelSettings = ModelSettings()
+    model: AnyModelSettings = VAESettings()
     prior: PriorSettings | None = None
     stages: StageSettings = StageSettings()
     privacy: PrivacySettings
@@ -347,6 +442,21 @@ class Study(Settings):
             StudyError: The study has none.
         """
         return _there(self.stages.dpsgd, "dpsgd")
+
+    @property
+    def gan(self) -> GANSettings:
+        """The settings of the GAN.
+
+        Raises:
+            StudyError: The study's model is of another kind.
+        """
+        if not isinstance(self.model, GANSettings):
+            raise StudyError(
+                f"The study's model is a {self.model.kind}",
+                expected="a gan",
+                remedy="Write `model: gan`, or leave out what needs it",
+            )
+        return self.model
 
     @property
     def votes_rounds(self) -> int:
@@ -446,7 +556,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in fault["loc"]) or "top level"
+    place = ".".join(_written(fault["loc"])) or "top level"
     if fault["type"] == "extra_forbidden":
         known = _keys_at(model, fault["loc"][:-1])
         near = get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
@@ -460,8 +570,17 @@ def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
     return f"'{place}': {message[:1].lower()}{message[1:]}{shown}"
 
 
+def _written(location: tuple[int | str, ...]) -> list[str]:
+    """Where a fault is in the file: without the kind that pydantic puts behind `model`."""
+    parts = [str(part) for part in location]
+    return parts[:1] + parts[2:] if parts[:1] == ["model"] and len(parts) > 1 else parts
+
+
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Known keys of the settings that a fault's location lies in."""
+    if location[:1] == ("model",) and len(location) > 1 and "model" in model.model_fields:
+        kinds: dict[object, type[BaseModel]] = {"vae": VAESettings, "gan": GANSettings}
+        return list(kinds[location[1]].model_fields)
     for part in location:
         field = model.model_fields.get(str(part))
         if field is None:

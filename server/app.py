@@ -10,7 +10,7 @@ from fundusgen.environment import write_environment
 from fundusgen.errors import FundusgenError, RunError
 from fundusgen.federation.messages import pack_arrays
 from fundusgen.logs import log_to
-from fundusgen.models.factory import build_model, private_names
+from fundusgen.models.factory import reply_names
 from fundusgen.privacy.keys import public_key
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically
@@ -79,7 +79,7 @@ def _run(grid: Grid, run: RunFolder, study: Study) -> None:
     postprocess = Postprocess(study, run)
     strategy = StudyStrategy(
         study,
-        private_names(build_model(study), study.model.private),
+        reply_names(study),
         postprocess,
         ReceiptBook(run),
     )

@@ -13,12 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fundusgen.errors import RunError
 from fundusgen.federation.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
-from fundusgen.federation.weights import Weights, mixed
+from fundusgen.federation.weights import Weights, average, mixed
 from fundusgen.models.factory import build_model
 from fundusgen.models.generator import Generator, save_generator
+from fundusgen.models.vae import VAE
 from fundusgen.report.card import write_card
 from fundusgen.report.page import write_report
 from fundusgen.report.pictures import contact_sheet, draw_sheet, save_png
@@ -28,6 +30,7 @@ from fundusgen.training.fitting import FitProgress, fit
 from fundusgen.training.phantoms import study_phantoms
 from fundusgen.training.population import save_population
 from fundusgen.training.prior import load_prior
+from server.generator import GeneratorServer
 from server.voting import Voting
 
 log = logging.getLogger("fundusgen.server")
@@ -35,6 +38,8 @@ log = logging.getLogger("fundusgen.server")
 # FedAdam of Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2. Its tau is for
 # changes near one; with SGD at the sites, ours are as small as their learning rate.
 _BETA_1, _BETA_2, _TAU = 0.9, 0.99, 1e-8
+# Begins the names of the arrays with which the generator of a GAN goes on.
+_GENERATOR = "generator/"
 
 
 class Postprocess:
@@ -56,15 +61,21 @@ class Postprocess:
         self.state = found or _first(study, run)
         self.voting = Voting(study, run) if study.stages.votes else None
         self._phantoms = _phantoms(study)
+        self.generator = self._generator()
 
     def finish_round(
-        self, round_number: int, new: Weights, *, sites: list[dict[str, object]], seconds: float
+        self,
+        round_number: int,
+        replies: Sequence[tuple[float, Weights]],
+        *,
+        sites: list[dict[str, object]],
+        seconds: float,
     ) -> Weights:
-        """Take in a round's average and write everything that follows from it.
+        """Take in a round's replies and write everything that follows from them.
 
         Args:
             round_number: The round.
-            new: Average of the private part of the weights.
+            replies: Share and weights of each site that counts.
             sites: An entry for every site that said something.
             seconds: Of the round so far.
 
@@ -74,8 +85,16 @@ class Postprocess:
         old = self.state
         # Counted from the first of DP-SGD, as the weights come from a prior or from votes.
         trained = round_number - self.study.votes_rounds
-        private, optimizer = self._stepped(new, trained)
+        private, optimizer = self._stepped(average(replies), trained)
         weights = {**old.weights, **private}
+        facts: dict[str, object] = {}
+        if self.generator is not None and self.study.gan.generator == "server":
+            state = {k.removeprefix(_GENERATOR): v for k, v in old.optimizer.items()
+                     if k.startswith(_GENERATOR)}  # fmt: skip
+            made = self.generator.train(round_number, old.weights, weights, replies, state)
+            weights = {**weights, **made.weights}
+            optimizer |= {f"{_GENERATOR}{name}": array for name, array in made.state.items()}
+            facts = {"steps": made.report.steps, "accuracy": made.report.accuracy}
         # Small at first, so that the random first weights are soon forgotten.
         decay = min(self.study.federation.ema_decay, trained / (trained + 9))
         self.state = replace(
@@ -85,7 +104,10 @@ class Postprocess:
             average=mixed(old.average, weights, decay),
             optimizer=optimizer,
         )
-        self._append_metrics({"round": round_number, "stage": "dpsgd"}, sites, seconds)
+        entry: dict[str, object] = {"round": round_number, "stage": "dpsgd"}
+        if self.generator is not None:
+            entry["generator"] = {**facts, **self._watched(self.generator, old)}
+        self._append_metrics(entry, sites, seconds)
         self._draw(round_number)
         # Last: a round without its checkpoint is asked for again, and answered from the outboxes.
         save_checkpoint(self.run.checkpoints, self.state)
@@ -159,7 +181,7 @@ class Postprocess:
             "delta": privacy.target_delta,
             "unit": privacy.unit,
         }
-        save_generator(self.run.generator, self.study, self.state.average, facts)
+        save_generator(self.run.generator, self.study, self.state.drawn_from, facts)
         if self.voting is not None:
             last = self.voting.population(self.study.votes_rounds)
             save_population(self.run.generator, last)
@@ -191,11 +213,43 @@ class Postprocess:
             seed=self.study.seed,
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             held_out=(images_NSSC[:held_out], conditions_N[:held_out]),
+            again=True,
             critic=load_prior(self.run.prior, self.study).critic,
             on_progress=self._tell_refit,
         )
         self.run.write_status("running")
         return fitted.weights
+
+    def _generator(self) -> GeneratorServer | None:
+        """What trains and watches the generator, where the study has a GAN."""
+        if self.study.model.kind != "gan" or self.study.stages.dpsgd is None:
+            return None
+        phantoms = self._learned_from if self.study.prior is not None else None
+        return GeneratorServer(self.study, phantoms, _first(self.study, self.run).weights)
+
+    def _learned_from(self, conditions_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Phantoms for the generator: like the winners of the votes, where there were votes."""
+        if self.voting is None:
+            # In their order, the conditions of a study's phantoms are the same.
+            return study_phantoms(self.study, len(conditions_N), self.study.seed)[0]
+        population = self.voting.population(self.study.votes_rounds)
+        return population.images(population.lineages(conditions_N, self.study.seed))
+
+    def _watched(self, generator: GeneratorServer, old: Checkpoint) -> dict[str, object]:
+        """Look at what the new average draws, and keep the last one that drew well."""
+        health = generator.health(self.state.average)
+        if health.collapsed:
+            self.state = replace(self.state, kept=old.drawn_from)
+            if not old.kept:
+                log.warning(
+                    "round %d: the generator has collapsed: the diversity of its pictures is %s, "
+                    "and should be at least %.2f; the one of round %d is kept",
+                    self.state.round_number, health.diversity, health.floor, old.round_number,
+                )  # fmt: skip
+        elif old.kept:
+            self.state = replace(self.state, kept={})
+            log.info("round %d: the generator draws well again", self.state.round_number)
+        return {"diversity": health.diversity, "floor": health.floor, "collapsed": health.collapsed}
 
     def _tell_refit(self, progress: FitProgress) -> None:
         """Say now and then how far the longest work of a server is."""
@@ -268,12 +322,12 @@ class Postprocess:
     @torch.inference_mode()
     def _public_loss(self) -> float | None:
         """Loss of the averaged weights on phantoms: no patient is behind it, so it is free."""
-        if self._phantoms is None:
+        model = build_model(self.study)
+        if self._phantoms is None or not isinstance(model, VAE):
             return None
         images, conditions = self._phantoms
-        model = build_model(self.study)
         model.load_state_dict({k: torch.from_numpy(v) for k, v in self.state.average.items()})
-        latent = torch.zeros(len(images), self.study.model.latent)
+        latent = torch.zeros(len(images), model.latent)
         loss = float(model(images, conditions, latent).mean())
         return loss if math.isfinite(loss) else None
 

@@ -23,7 +23,7 @@ from fundusgen.federation.messages import (
     request_to_record,
     unpack_arrays,
 )
-from fundusgen.federation.weights import Weights, average, digest, distance, outliers, require_fit
+from fundusgen.federation.weights import Weights, digest, distance, outliers, require_fit
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.study import Study
 from fundusgen.training.poll import VOTES
@@ -168,8 +168,8 @@ class StudyStrategy(Strategy):
         if self.study.stage_of(server_round) == "votes":
             votes = [(reply.weights, reply.receipt.event.noise_multiplier) for reply in accepted]
             return self.postprocess.finish_vote(server_round, votes, sites=sites, seconds=seconds)
-        new = average((self._share(reply.receipt), reply.weights) for reply in accepted)
-        return self.postprocess.finish_round(server_round, new, sites=sites, seconds=seconds)
+        replies = [(self._share(reply.receipt), reply.weights) for reply in accepted]
+        return self.postprocess.finish_round(server_round, replies, sites=sites, seconds=seconds)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

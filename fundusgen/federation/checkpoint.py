@@ -6,7 +6,7 @@ with another digest, is no checkpoint. Nothing is ever unpickled.
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from fundusgen.federation.weights import Weights, digest
 from fundusgen.storage import write_atomically, write_json
 
 _NAME = re.compile(r"round-(\d{4,})\.json")
+_PARTS = ("weights", "average", "optimizer", "kept")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Checkpoint:
         study_hash: The study it belongs to.
         weights: Of the model, as the sites would receive them next.
         average: Moving average of the weights, from which is drawn.
-        optimizer: Arrays of the server's optimizer; empty for plain averaging.
+        optimizer: Arrays of the server's optimizers; empty for plain averaging.
+        kept: The last average that drew well, where the newest does not; else empty.
     """
 
     round_number: int
@@ -36,13 +38,19 @@ class Checkpoint:
     weights: Weights
     average: Weights
     optimizer: Weights
+    kept: Weights = field(default_factory=dict)
+
+    @property
+    def drawn_from(self) -> Weights:
+        """The weights to draw from."""
+        return self.kept or self.average
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint; returns the path of its arrays."""
     arrays = {
         f"{part}/{name}": array
-        for part in ("weights", "average", "optimizer")
+        for part in _PARTS
         for name, array in getattr(checkpoint, part).items()
     }
     path = folder / f"round-{checkpoint.round_number:04d}.safetensors"
@@ -88,7 +96,7 @@ def _read(path: Path, study_hash: str) -> Checkpoint | None:
             expected=f"study {study_hash[:12]}",
             remedy="Choose another run folder; one folder holds one study",
         )
-    parts: dict[str, Weights] = {"weights": {}, "average": {}, "optimizer": {}}
+    parts: dict[str, Weights] = {part: {} for part in _PARTS}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = array

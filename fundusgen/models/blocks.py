@@ -96,6 +96,24 @@ class Sketch(nn.Module):
         return features_BCSS
 
 
+class Grain(nn.Module):
+    """Noise of every pixel added to features, as strong as each channel has learned.
+
+    Karras et al. 2019, "Style-based generator". Starts as nothing.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        """Make the layer for features of (B, `channels`, `size`, `size`)."""
+        super().__init__()
+        self.size = size
+        self.strength = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, features_BCSS: Tensor, noise_BG: Tensor) -> Tensor:
+        """Add (B, S * S) standard normal noise to (B, C, S, S)."""
+        noise_B1SS = noise_BG.view(-1, 1, self.size, self.size)
+        return features_BCSS + self.strength * noise_B1SS
+
+
 class ToImage(nn.Module):
     """Features to the colours of one level, told where each pixel is."""
 

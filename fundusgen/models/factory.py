@@ -8,11 +8,15 @@ from torch import Tensor, nn
 
 from fundusgen.errors import ModelError
 from fundusgen.models.blocks import require_private_layers
+from fundusgen.models.gan import GAN
 from fundusgen.models.vae import VAE
-from fundusgen.study import Study
+from fundusgen.study import GANSettings, Study
+
+# What every family can do: `draw`, from as much noise as `noise_length` says.
+Model = VAE | GAN
 
 
-def build_model(study: Study) -> VAE:
+def build_model(study: Study) -> Model:
     """Build a study's network with the first weights that its seed gives.
 
     The weights are the same on any machine with the same torch, and the global generator is left
@@ -23,16 +27,30 @@ def build_model(study: Study) -> VAE:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
-        model = VAE(
-            image_size=study.image_size,
-            conditions=len(study.conditions),
-            width=study.model.width,
-            latent=study.model.latent,
-            pixel_std=study.model.pixel_std,
-            beta=study.model.beta,
-        )
+        model = _built(study)
     require_private_layers(model)
     return model
+
+
+def _built(study: Study) -> Model:
+    settings, size, conditions = study.model, study.image_size, len(study.conditions)
+    if isinstance(settings, GANSettings):
+        return GAN(
+            image_size=size,
+            conditions=conditions,
+            width=settings.width,
+            latent=settings.latent,
+            discriminator_width=settings.discriminator_width,
+            loss=settings.loss,
+        )
+    return VAE(
+        image_size=size,
+        conditions=conditions,
+        width=settings.width,
+        latent=settings.latent,
+        pixel_std=settings.pixel_std,
+        beta=settings.beta,
+    )
 
 
 def private_names(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -50,6 +68,26 @@ def private_names(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
                 remedy="Correct the pattern in the study",
             )
     return tuple(name for name in names if any(fnmatchcase(name, p) for p in patterns))
+
+
+def trains_generator_at_sites(study: Study) -> bool:
+    """Whether sites send a generator of their own besides what they train on patients."""
+    return isinstance(study.model, GANSettings) and study.model.generator == "sites"
+
+
+def reply_names(study: Study) -> tuple[str, ...]:
+    """Names of the weights that a site sends after a round of DP-SGD.
+
+    The private ones; and with `generator: sites` the generator's, which learned from those.
+
+    Raises:
+        ModelError: `model.private` has a pattern that matches nothing.
+    """
+    model = build_model(study)
+    names = private_names(model, study.model.private)
+    if not trains_generator_at_sites(study):
+        return names
+    return (*names, *(n for n, _ in model.named_parameters() if n.startswith("generator.")))
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

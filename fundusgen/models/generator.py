@@ -1,6 +1,6 @@
 """The finished generator: saved beside a run, loaded anywhere, drawing the same for a seed.
 
-Legend of axes: N images, Z latent, S side of the image in pixels.
+Legend of axes: N images, Z noise, S side of the image in pixels.
 """
 
 import json
@@ -54,13 +54,13 @@ class Plan:
 
     Attributes:
         condition: Index of the condition in the model.
-        latent_NZ: (N, Z) float32, always of the same N, whatever is wanted of it.
+        noise_NZ: (N, Z) float32, always of the same N, whatever is wanted of it.
         left_N: (N,) bool: which are shown as left eyes.
         wanted: How many of the batch, from its first.
     """
 
     condition: int
-    latent_NZ: NDArray[np.float32]
+    noise_NZ: NDArray[np.float32]
     left_N: NDArray[np.bool_]
     wanted: int
 
@@ -102,9 +102,9 @@ class Generator:
         self.device = device or torch.device("cpu")
         model = build_model(study)
         load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
-        self._decoder = model.decoder.to(self.device).eval()
+        self._model = model.to(self.device).eval()
         # On processors, convolutions with channels last take two thirds of the time.
-        convert_conv2d_weight_memory_format(self._decoder, torch.channels_last)
+        convert_conv2d_weight_memory_format(self._model, torch.channels_last)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | None = None) -> "Generator":
@@ -174,22 +174,21 @@ class Generator:
         index = self.condition_index(condition)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
         for start in range(0, count, _BATCH):
-            latent_NZ = rng.standard_normal((_BATCH, self.study.model.latent), np.float32)
+            noise_NZ = rng.standard_normal((_BATCH, self._model.noise_length), np.float32)
             left_N = rng.random(_BATCH) < 0.5
-            yield Plan(index, latent_NZ, left_N, min(_BATCH, count - start))
+            yield Plan(index, noise_NZ, left_N, min(_BATCH, count - start))
 
     def drawn(self, plan: Plan) -> Drawn:
         """Draw one batch."""
-        images_NSSC = self._images(plan.latent_NZ, plan.condition)
+        images_NSSC = self._images(plan.noise_NZ, plan.condition)
         images_NSSC[plan.left_N] = images_NSSC[plan.left_N, :, ::-1]
         eyes = tuple("L" if left else "R" for left in plan.left_N[: plan.wanted])
         return Drawn(images_NSSC[: plan.wanted], eyes)
 
     @torch.inference_mode()
-    def _images(self, latent_NZ: NDArray[np.float32], index: int) -> NDArray[np.uint8]:
-        conditions_N = torch.full((len(latent_NZ),), index, device=self.device)
-        latent = torch.from_numpy(latent_NZ).to(self.device)
-        images_NCSS = self._decoder(latent, conditions_N)
+    def _images(self, noise_NZ: NDArray[np.float32], index: int) -> NDArray[np.uint8]:
+        conditions_N = torch.full((len(noise_NZ),), index, device=self.device)
+        images_NCSS = self._model.draw(torch.from_numpy(noise_NZ).to(self.device), conditions_N)
         levels = ((images_NCSS + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         images_NSSC: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return images_NSSC

@@ -10,27 +10,11 @@ import itertools
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fundusgen.errors import ModelError
-from fundusgen.models.blocks import (
-    ConditionNorm,
-    DownBlock,
-    Sketch,
-    ToImage,
-    UpBlock,
-    doubled,
-    field_of_view_mask,
-)
+from fundusgen.models.blocks import DownBlock
+from fundusgen.models.synthesis import SMALLEST_PX, Decoder, level_channels
 
-_SMALLEST_PX = 4
-_MAX_WIDTH_FACTOR = 8
-# Channels that the latent vector draws straight onto the features of a side in pixels.
-_SKETCH_CHANNELS = {16: 8}
-_FIRST_SPREAD = 0.1
 _ENCODED_AT_ONCE = 256
-# Mean colour inside the field of view of phantoms: where drawing begins, known without a patient.
-_FUNDUS_RGB = (0.60, 0.29, 0.14)
 
 
 class Encoder(nn.Module):
@@ -39,12 +23,12 @@ class Encoder(nn.Module):
     def __init__(self, image_size: int, conditions: int, width: int, latent: int) -> None:
         """Make the encoder; see `VAE`."""
         super().__init__()
-        channels = [3, width, *_channels(image_size, width)[:-1]]
+        channels = [3, width, *level_channels(image_size, width)[:-1]]
         self.embedding = nn.Embedding(conditions, 2 * width)
         self.blocks = nn.ModuleList(
             DownBlock(before, after, 2 * width) for before, after in itertools.pairwise(channels)
         )
-        self.head = nn.Linear(channels[-1] * _SMALLEST_PX**2, 2 * latent)
+        self.head = nn.Linear(channels[-1] * SMALLEST_PX**2, 2 * latent)
 
     def forward(self, images_BCSS: Tensor, conditions_B: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) in [-1, 1] and (B,) to two (B, Z)."""
@@ -55,83 +39,6 @@ class Encoder(nn.Module):
         mean_BZ, log_variance_BZ = self.head(features.flatten(1)).chunk(2, dim=1)
         # Bounded, so that one extreme patient cannot overflow the loss of a whole round.
         return mean_BZ, log_variance_BZ.clamp(-10, 10)
-
-
-class Decoder(nn.Module):
-    """Latent vectors and conditions to images: the generator.
-
-    An image at every level, added up from coarse to fine (Karras et al. 2020, "skip"): what the
-    coarse levels learn from few and noisy steps does not pass through the fine weights.
-    """
-
-    mask: Tensor
-    place: Tensor
-    spread: Tensor
-
-    def __init__(self, image_size: int, conditions: int, width: int, latent: int) -> None:
-        """Make the decoder; see `VAE`."""
-        super().__init__()
-        channels = _channels(image_size, width)[::-1]
-        embedding = 4 * width
-        self.embedding = nn.Embedding(conditions, embedding)
-        self.from_latent = nn.Linear(latent, embedding)
-        self.root = nn.Linear(latent + embedding, channels[0] * _SMALLEST_PX**2)
-        self.entry = nn.Conv2d(channels[0], channels[0], 3, padding=1)
-        self.entry_norm = ConditionNorm(channels[0], embedding)
-        levels = [*channels, width]
-        self.blocks = nn.ModuleList(
-            UpBlock(before, after, embedding) for before, after in itertools.pairwise(levels)
-        )
-        self.sketches = nn.ModuleDict(
-            {
-                str(size): Sketch(
-                    latent, levels[(size // _SMALLEST_PX).bit_length() - 1], size, few
-                )
-                for size, few in _SKETCH_CHANNELS.items()
-            }
-        )
-        first = torch.tensor(_FUNDUS_RGB).mul(2).sub(1).atanh()
-        self.to_image = nn.ModuleList(
-            ToImage(level, _SMALLEST_PX * 2**step, first if step == 0 else torch.zeros(3))
-            for step, level in enumerate(levels)
-        )
-        self.register_buffer("mask", field_of_view_mask(image_size), persistent=False)
-        # Kept with the weights; a standard normal until `settle` says otherwise.
-        self.register_buffer("place", torch.zeros(conditions, latent))
-        self.register_buffer("spread", torch.eye(latent).repeat(conditions, 1, 1))
-        with torch.no_grad():
-            # Conditions begin close together: a rare one then starts from what the others learn.
-            self.embedding.weight.mul_(_FIRST_SPREAD)
-
-    def forward(self, noise_BZ: Tensor, conditions_B: Tensor) -> Tensor:
-        """Draw: standard normal (B, Z) and (B,) to (B, 3, S, S), as of `decode`."""
-        return self.decode(self.placed(noise_BZ, conditions_B), conditions_B)
-
-    def placed(self, noise_BZ: Tensor, conditions_B: Tensor) -> Tensor:
-        """Standard normal (B, Z) to latent vectors (B, Z) as the encoder gives them.
-
-        Spread as for the public images that `VAE.settle` saw last: a decoder draws well what it
-        was trained to decode.
-        """
-        spread_BZ = torch.einsum("bij,bj->bi", self.spread[conditions_B], noise_BZ)
-        return self.place[conditions_B] + spread_BZ
-
-    def decode(self, latent_BZ: Tensor, conditions_B: Tensor) -> Tensor:
-        """(B, Z) and (B,) to (B, 3, S, S) in [-1, 1], black outside the field of view."""
-        condition_BE = self.embedding(conditions_B)
-        style_BE = functional.silu(condition_BE + self.from_latent(latent_BZ))
-        root = self.root(torch.cat([latent_BZ, condition_BE], dim=1))
-        features = self.entry(root.unflatten(1, (-1, _SMALLEST_PX, _SMALLEST_PX)))
-        features = functional.silu(self.entry_norm(features, style_BE))
-        image = self.to_image[0](features)
-        for block, to_image in zip(self.blocks, self.to_image[1:], strict=True):
-            features = block(features, style_BE)
-            size = str(features.shape[-1])
-            if size in self.sketches:
-                features = features + self.sketches[size](latent_BZ)
-            image = doubled(image) + to_image(features)
-        drawn_BCSS: Tensor = (torch.tanh(image) + 1) * self.mask - 1
-        return drawn_BCSS
 
 
 class VAE(nn.Module):
@@ -162,52 +69,26 @@ class VAE(nn.Module):
     ) -> None:
         """Make the network with torch's own initialisation."""
         super().__init__()
-        if image_size not in (32, 64, 128, 256):
-            raise ModelError(f"image_size is {image_size}", expected="32, 64, 128 or 256")
-        if width < 4 or width % 4:
-            raise ModelError(f"width is {width}", expected="a positive multiple of 4")
         self.latent = latent
         self.image_size = image_size
         self.pixel_std = pixel_std
         self.beta = beta
-        self.encoder = Encoder(image_size, conditions, width, latent)
         self.decoder = Decoder(image_size, conditions, width, latent)
+        self.encoder = Encoder(image_size, conditions, width, latent)
 
-    @torch.no_grad()
+    @property
+    def noise_length(self) -> int:
+        """Standard normal numbers that an image is drawn from."""
+        return self.latent
+
+    def draw(self, noise_BZ: Tensor, conditions_B: Tensor) -> Tensor:
+        """(B, Z) standard normal and (B,) to (B, 3, S, S) in [-1, 1]."""
+        drawn_BCSS: Tensor = self.decoder(noise_BZ, conditions_B)
+        return drawn_BCSS
+
     def settle(self, images_NCSS: Tensor, conditions_N: Tensor) -> None:
-        """Let the decoder draw from where the encoder puts some images. Public images only.
-
-        A Gaussian for each condition (Ghosh et al. 2020, "ex-post density estimation"), which
-        leans on that of all conditions the more, the fewer images the condition has.
-
-        Args:
-            images_NCSS: (N, 3, S, S) in [-1, 1], N at least 1; never of a patient: their
-                mean and covariance would become part of the weights.
-            conditions_N: (N,) int64 indices.
-        """
-        encoded = [
-            self.encoder(images, conditions)
-            for images, conditions in zip(
-                torch.split(images_NCSS, _ENCODED_AT_ONCE),
-                torch.split(conditions_N, _ENCODED_AT_ONCE),
-                strict=True,
-            )
-        ]
-        # In double precision, so that a thin direction among long ones has a root.
-        mean_NZ = torch.cat([mean for mean, _ in encoded]).cpu().double()
-        variance_NZ = torch.cat([log_variance for _, log_variance in encoded]).cpu().double().exp()
-        conditions_N = conditions_N.cpu()
-        for condition in range(len(self.decoder.place)):
-            # All images together weigh as much as Z of the condition's own.
-            chosen_N = (conditions_N == condition).to(mean_NZ.dtype)
-            weight_N = chosen_N + self.latent / len(chosen_N)
-            weight_N = weight_N / weight_N.sum()
-            place_Z = weight_N @ mean_NZ
-            centred_NZ = mean_NZ - place_Z
-            covariance_ZZ = (centred_NZ * weight_N[:, None]).T @ centred_NZ
-            covariance_ZZ = covariance_ZZ + torch.diag(weight_N @ variance_NZ)
-            self.decoder.place[condition] = place_Z
-            self.decoder.spread[condition] = torch.linalg.cholesky(covariance_ZZ)
+        """Let the decoder draw from where the encoder puts some images; see `settle`."""
+        settle(self.decoder, self.encoder, images_NCSS, conditions_N)
 
     def forward(
         self, images_BCSS: Tensor, conditions_B: Tensor, noise_BZ: Tensor, kl_weight: float = 1.0
@@ -230,11 +111,49 @@ class VAE(nn.Module):
 
     def divergence(self, mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
         """KL term of the bound with its weight `beta`, in nats a pixel value: (B,)."""
-        kl_BZ = 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ)
-        return kl_BZ.sum(1) * (self.beta / (3 * self.image_size**2))
+        return divergence(mean_BZ, log_variance_BZ) * (self.beta / (3 * self.image_size**2))
 
 
-def _channels(image_size: int, width: int) -> list[int]:
-    """Channels after each halving, from fine to coarse, down to 4 px."""
-    levels = (image_size // _SMALLEST_PX).bit_length() - 1
-    return [width * min(2 ** (level + 1), _MAX_WIDTH_FACTOR) for level in range(levels)]
+def divergence(mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of Gaussians from a standard normal, in nats: (B,)."""
+    kl_BZ = 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ)
+    return kl_BZ.sum(1)
+
+
+@torch.no_grad()
+def settle(decoder: Decoder, encoder: Encoder, images_NCSS: Tensor, conditions_N: Tensor) -> None:
+    """Let a decoder draw from where an encoder puts some images. Public images only.
+
+    A Gaussian for each condition (Ghosh et al. 2020, "ex-post density estimation"), which leans
+    on that of all conditions the more, the fewer images the condition has.
+
+    Args:
+        decoder: Gets the Gaussians.
+        encoder: Of as many latent dimensions.
+        images_NCSS: (N, 3, S, S) in [-1, 1], N at least 1; never of a patient: their mean and
+            covariance would become part of the weights.
+        conditions_N: (N,) int64 indices.
+    """
+    encoded = [
+        encoder(images, conditions)
+        for images, conditions in zip(
+            torch.split(images_NCSS, _ENCODED_AT_ONCE),
+            torch.split(conditions_N, _ENCODED_AT_ONCE),
+            strict=True,
+        )
+    ]
+    # In double precision, so that a thin direction among long ones has a root.
+    mean_NZ = torch.cat([mean for mean, _ in encoded]).cpu().double()
+    variance_NZ = torch.cat([log_variance for _, log_variance in encoded]).cpu().double().exp()
+    conditions_N = conditions_N.cpu()
+    for condition in range(len(decoder.place)):
+        # All images together weigh as much as Z of the condition's own.
+        chosen_N = (conditions_N == condition).to(mean_NZ.dtype)
+        weight_N = chosen_N + mean_NZ.shape[1] / len(chosen_N)
+        weight_N = weight_N / weight_N.sum()
+        place_Z = weight_N @ mean_NZ
+        centred_NZ = mean_NZ - place_Z
+        covariance_ZZ = (centred_NZ * weight_N[:, None]).T @ centred_NZ
+        covariance_ZZ = covariance_ZZ + torch.diag(weight_N @ variance_NZ)
+        decoder.place[condition] = place_Z
+        decoder.spread[condition] = torch.linalg.cholesky(covariance_ZZ)

@@ -118,7 +118,7 @@ class Policy(BaseModel):
     composition: Literal["fixed", "adaptive"] = "fixed"
     studies: tuple[Digest, ...] = ()
     code: tuple[Digest, ...] | Literal["any"] = ()
-    models: tuple[ModelKind, ...] = ("vae",)
+    models: tuple[ModelKind, ...] = ("vae", "gan")
     max_rounds_per_study: Annotated[int, Field(ge=1)] = 1000
     min_noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
     min_patients: Annotated[int, Field(ge=1)] = 1

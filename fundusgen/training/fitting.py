@@ -3,10 +3,8 @@
 What the prior is fitted with before the first round, and refitted with on phantoms that were
 voted for. Never on photographs: nothing here is bounded or noised.
 
-The model learns as a VAE with a critic (Larsen et al. 2016). The evidence lower bound holds
-colours and layout to the image that was encoded, and compares both no finer than a few pixels:
-what is finer cannot be foretold from a short latent vector, and the mean of all that it may be
-is a blur. There the critic decides alone.
+How a model takes a step is its learner's business (`learners`); here is what learners have in
+common: batches, the moving average, and when to stop.
 
 Legend of axes: N images, B batch, C channels, S side of the image, Z latent.
 """
@@ -20,14 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fundusgen.federation.weights import Weights
-from fundusgen.models.factory import build_model, load_weights
-from fundusgen.models.vae import VAE
+from fundusgen.models.factory import Model, build_model, load_weights
 from fundusgen.study import Study
-from fundusgen.training.critic import Critic, critic_loss, steepness
+from fundusgen.training.learners import learner_for
 from fundusgen.training.sliced_distance import sliced_distance
 
 Phantoms = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -37,15 +32,7 @@ Phantoms = tuple[NDArray[np.uint8], NDArray[np.int64]]
 _LOOKS, _PATIENCE, _COMPARED = 40, 12, 256
 # Images whose encodings say where to draw from.
 _ENCODED = 2048
-# Share of the steps over which the KL term and the critic's say grow to their full weight.
-_WARM_UP = 0.1
 _EMA_DECAY = 0.998
-# Adam's decay of the first moment; with 0.9, a critic and what it judges chase each other.
-_BETAS = (0.5, 0.99)
-_SAY, _STEEPNESS, _STEEPNESS_EVERY = 0.3, 0.05, 8
-_CRITIC_WIDTH = 32
-# Images are compared at this side.
-_COMPARED_PX = 16
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,8 @@ class Fitted:
     Attributes:
         weights: Of the model: the moving average where what it draws was nearest to the held-out
             images.
-        critic: Of the network that judged it, as it was in the end; a later fit goes on with it.
+        critic: Of the network that judged it and is no part of it, as it was in the end; a later
+            fit goes on with it. Empty for a GAN.
     """
 
     weights: Weights
@@ -90,6 +78,7 @@ def fit(
     seed: int,
     device: torch.device,
     held_out: Phantoms,
+    again: bool = False,
     critic: Weights | None = None,
     on_progress: Callable[[FitProgress], None] = lambda progress: None,
 ) -> Fitted:
@@ -108,8 +97,9 @@ def fit(
         seed: Of the order of the images and everything else that is random.
         device: Where to compute.
         held_out: Images and conditions that tell when to stop, at least one.
+        again: Whether the weights come from a fit to such images.
         critic: That of the fit which gave `weights`. Without it a new one has to learn first, and
-            a model that draws well already follows its bad advice meanwhile.
+            a model that draws well already follows its bad advice meanwhile. A GAN has its own.
         on_progress: Called after every step.
 
     Raises:
@@ -121,80 +111,26 @@ def fit(
         return Fitted(dict(weights), dict(critic or {}))
     model.to(device)
     batches = _Batches(images_NSSC, conditions_N, seed, device)
-    watch = _Watch(model, batches, _Batches(*held_out, seed, device), seed)
-    learner = _Learner(model, study, learning_rate, seed, critic)
+    watch = _Watch(model, _Batches(*held_out, seed, device), seed)
+    learner = learner_for(model, study, learning_rate, seed, again=again, critic=critic)
     every = max(1, steps // _LOOKS)
     for step in range(1, steps + 1):
         learner.step(*batches.next(batch), batches.draws, (step - 1) / steps)
         watch.follow(model, step)
-        seen = watch.look() if step % every == 0 or step == steps else None
+        seen = None
+        if step % every == 0 or step == steps:
+            with torch.no_grad():
+                learner.settle(watch.average, *batches.first(_ENCODED))
+            seen = watch.look()
         on_progress(FitProgress(step, steps, seen))
         if watch.worse_for >= _PATIENCE:
             break
-    return Fitted(watch.best, weights_of(learner.critic))
+    return Fitted(watch.best, weights_of(learner.critic) if learner.critic else {})
 
 
 def weights_of(model: nn.Module) -> Weights:
     """Copy a model's weights to numpy."""
     return {name: value.cpu().numpy().copy() for name, value in model.state_dict().items()}
-
-
-class _Learner:
-    """Model and critic, each with its optimizer: a step of both."""
-
-    def __init__(
-        self, model: VAE, study: Study, learning_rate: float, seed: int, begin: Weights | None
-    ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            critic = Critic(study.image_size, len(study.conditions), _CRITIC_WIDTH)
-        if begin:
-            load_weights(critic, {name: torch.from_numpy(array) for name, array in begin.items()})
-        # One that has judged before is listened to at once.
-        self.warm_up = 0.0 if begin else _WARM_UP
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.critic = critic.to(self.device)
-        for network in (self.model, self.critic):
-            # On processors, convolutions with channels last take two thirds of the time.
-            convert_conv2d_weight_memory_format(network, torch.channels_last)
-        self.learning_rate = learning_rate
-        self.optimizers = [
-            torch.optim.Adam(network.parameters(), learning_rate, betas=_BETAS)
-            for network in (model, self.critic)
-        ]
-        self.steps = 0
-
-    def step(
-        self, images: Tensor, conditions_B: Tensor, draws: torch.Generator, done: float
-    ) -> None:
-        """Take a step on a batch, when a share of all steps is done."""
-        own, critics = self.optimizers
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * min(1.0, 2 * (1 - done))
-        weight = min(1.0, done / self.warm_up) if self.warm_up else 1.0
-        mean_BZ, log_variance_BZ = self.model.encoder(images, conditions_B)
-        noise_BZ = torch.randn(mean_BZ.shape, generator=draws).to(self.device)
-        latent_BZ = mean_BZ + noise_BZ * torch.exp(0.5 * log_variance_BZ)
-        drawn = self.model.decoder.decode(latent_BZ, conditions_B)
-
-        loss = critic_loss(self.critic, images, drawn, conditions_B)
-        if self.steps % _STEEPNESS_EVERY == 0:
-            # Seldom, and as much stronger (Karras et al. 2020): it costs as much as a step.
-            half = -(-len(images) // 2)
-            penalty = steepness(self.critic, images[:half], conditions_B[:half])
-            loss = loss + _STEEPNESS_EVERY * _STEEPNESS / 2 * penalty
-        _descend(critics, loss)
-
-        self.critic.requires_grad_(False)
-        kl_B = self.model.divergence(mean_BZ, log_variance_BZ)
-        far_B = (_coarse(drawn) - _coarse(images)).square().flatten(1).mean(1)
-        bound = (far_B / (2 * self.model.pixel_std**2) + weight * kl_B).mean()
-        say = functional.softplus(-self.critic(drawn, conditions_B)).mean()
-        _descend(own, bound + _SAY * weight * say)
-        self.critic.requires_grad_(True)
-        self.steps += 1
 
 
 class _Batches:
@@ -233,17 +169,17 @@ class _Batches:
 class _Watch:
     """The moving average of the weights, and the state in which it drew best."""
 
-    def __init__(self, model: VAE, seen: _Batches, held_out: _Batches, seed: int) -> None:
+    def __init__(self, model: Model, held_out: _Batches, seed: int) -> None:
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
-        self.seen, self.seed = seen, seed
+        self.seed = seed
         self.held_out, self.conditions_N = held_out.first(_COMPARED)
-        shape = (len(self.conditions_N), model.latent)
+        shape = (len(self.conditions_N), model.noise_length)
         self.noise_NZ = torch.randn(shape, generator=held_out.draws).to(held_out.device)
         self.best_distance, self.worse_for = math.inf, 0
         self.best = weights_of(model)
 
     @torch.no_grad()
-    def follow(self, model: VAE, step: int) -> None:
+    def follow(self, model: Model, step: int) -> None:
         """Take in the weights after a step; small decays at first forget where it began."""
         decay = min(_EMA_DECAY, step / (step + 10))
         for mean, now in zip(self.average.parameters(), model.parameters(), strict=True):
@@ -252,22 +188,10 @@ class _Watch:
     @torch.no_grad()
     def look(self) -> float:
         """Draw with the average, compare, and keep it if it was never nearer."""
-        self.average.settle(*self.seen.first(_ENCODED))
-        drawn = self.average.decoder(self.noise_NZ, self.conditions_N)
+        drawn = self.average.draw(self.noise_NZ, self.conditions_N)
         distance = sliced_distance(drawn, self.held_out, self.seed)
         self.worse_for += 1
         if distance < self.best_distance:
             self.best_distance, self.worse_for = distance, 0
             self.best = weights_of(self.average)
         return distance
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
-def _coarse(images: Tensor) -> Tensor:
-    """Average what is finer than the bound compares."""
-    return functional.avg_pool2d(images, max(1, images.shape[-1] // _COMPARED_PX))

@@ -1,33 +1,40 @@
 """DP-SGD on one site's patients for one round: the sum of steps behind one event.
 
-Legend of axes: P patients of a physical batch, K views of a patient, Z latent.
+What a patient's loss is, is the model family's business: `patient_loss`.
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from fundusgen.data.patients import PatientDataset
 from fundusgen.errors import ModelError
 from fundusgen.federation.weights import Weights
-from fundusgen.models.factory import build_model, load_weights, private_names
-from fundusgen.models.vae import VAE
+from fundusgen.models.factory import (
+    Model,
+    build_model,
+    load_weights,
+    private_names,
+    trains_generator_at_sites,
+)
+from fundusgen.models.gan import GAN
 from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD, StepReport
 from fundusgen.privacy.noise import NoiseSource
 from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.study import DPSGDStage, Study
+from fundusgen.training.generator_steps import GeneratorTraining
+from fundusgen.training.patient_loss import GanLoss, PatientTask, PatientViews, VaeLoss
 
 # Of the site: it goes to a file there and nowhere else.
 log = logging.getLogger("fundusgen.client")
 
 
-def load_model(study: Study, weights: Weights) -> VAE:
+def load_model(study: Study, weights: Weights) -> Model:
     """Build the study's model with the weights that the server sent.
 
     Raises:
@@ -49,19 +56,22 @@ class PreparedRound:
     """A round with all its settings found to be right, and none of its steps taken.
 
     Attributes:
-        private: The private parameters by name; the steps change them.
+        released: By name, the parameters that leave afterwards: the private ones, which the
+            steps change, and those that `finish` changes.
         steps: How many steps the round takes.
         step: Takes one of them.
+        finish: What is made of the private parameters after the last step, and of them alone.
     """
 
-    private: Mapping[str, nn.Parameter]
+    released: Mapping[str, nn.Parameter]
     steps: int
     step: Callable[[], StepReport]
+    finish: Callable[[], None] = lambda: None
 
 
 def prepare_round(
     study: Study,
-    model: nn.Module,
+    model: Model,
     patients: PatientDataset,
     *,
     round_number: int,
@@ -117,20 +127,24 @@ def prepare_round(
         noise,
         PoissonPatients(len(patients), stage.sample_rate, noise),
     )
-    loss = _PatientLoss(model, names, kl_weight(stage, round_number - study.votes_rounds))
-    # A patient more in a sample gives the patients after them other views and latents. That is
-    # covered as long as nobody knows the draws: each order of them is then as likely as any
-    # other. So they come from a generator of their own that the operating system seeds, and not
-    # from torch's global one, which anything in the process may have seeded.
-    draws = np.random.default_rng()
+    views = PatientViews(patients, stage.views_per_patient, device)
+    task: PatientTask
+    if isinstance(model, GAN):
+        task = GanLoss(model, private, views, drawn=study.gan.drawn)
+    else:
+        task = VaeLoss(model, private, views, kl_weight(stage, round_number - study.votes_rounds))
 
-    def load(indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        images, conditions = patients.views(indices_P, stage.views_per_patient, draws)
-        shape = (*conditions.shape, study.model.latent)
-        latent = torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
-        return images.to(device), conditions.to(device), latent.to(device)
+    def step() -> StepReport:
+        return sgd.step(task.loss(), task.load)
 
-    return PreparedRound(private, stage.steps_per_round, lambda: sgd.step(loss, load))
+    if isinstance(model, GAN) and trains_generator_at_sites(study):
+        generator = dict(model.generator.named_parameters(prefix="generator"))
+        # No patient is asked here: the generator learns from the private discriminator alone.
+        training = GeneratorTraining(model, study.gan)
+        return PreparedRound(
+            {**private, **generator}, stage.steps_per_round, step, lambda: _take(training)
+        )
+    return PreparedRound(private, stage.steps_per_round, step)
 
 
 def train_round(prepared: PreparedRound) -> Weights:
@@ -151,7 +165,8 @@ def train_round(prepared: PreparedRound) -> Weights:
                 "step %d: the gradients of %d of %d patients were not finite and added nothing",
                 number, report.not_finite, report.patients,
             )  # fmt: skip
-    return {name: value.detach().cpu().numpy() for name, value in prepared.private.items()}
+    prepared.finish()
+    return {name: value.detach().cpu().numpy() for name, value in prepared.released.items()}
 
 
 def kl_weight(stage: DPSGDStage, round_number: int) -> float:
@@ -159,23 +174,15 @@ def kl_weight(stage: DPSGDStage, round_number: int) -> float:
     return min(1.0, round_number / (stage.kl_warmup_rounds + 1))
 
 
-class _PatientLoss:
-    """Mean loss over one patient's views, as a function of the private parameters."""
-
-    def __init__(self, model: nn.Module, private: tuple[str, ...], kl: float) -> None:
-        self.model = model
-        self.kl = kl
-        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self.frozen = {name: value.detach() for name, value in state.items() if name not in private}
-
-    def __call__(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        losses_K: Tensor = functional_call(
-            self.model, {**self.frozen, **parameters}, (*batch, self.kl)
-        )
-        return losses_K.mean()
-
-
 def _optimizer(parameters: list[nn.Parameter], stage: DPSGDStage) -> torch.optim.Optimizer:
     if stage.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=stage.learning_rate)
     return torch.optim.Adam(parameters, lr=stage.learning_rate)
+
+
+def _take(training: GeneratorTraining) -> None:
+    report = training.run(torch.Generator().manual_seed(secrets.randbits(63)))
+    log.info(
+        "generator: %d steps; %.0f%% of what it drew last was known for drawn",
+        report.steps, 100 * report.accuracy,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from fundusgen.models.factory import build_model, private_names
+from fundusgen.models.factory import build_model, reply_names
 from fundusgen.privacy.accounting import calibrate_noise_multiplier
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.ledger_rows import LedgerRow
@@ -97,8 +97,8 @@ def reply_bytes(study: Study, stage: Stage) -> int:
     if stage == "votes":
         return _BYTES_PER_NUMBER * study.votes.candidates
     model = build_model(study)
-    names = private_names(model, study.model.private)
-    return _BYTES_PER_NUMBER * sum(model.get_parameter(name).numel() for name in names)
+    sizes = (model.get_parameter(name).numel() for name in reply_names(study))
+    return _BYTES_PER_NUMBER * sum(sizes)
 
 
 def _event(study: Study, stage: Stage, noise_multiplier: float) -> Event:

@@ -13,16 +13,19 @@ from safetensors.numpy import load, save
 from fundusgen import phantom
 from fundusgen.errors import ModelError
 from fundusgen.federation.weights import Weights, digest
-from fundusgen.models import blocks, factory, vae
+from fundusgen.models import blocks, discriminator, factory, gan, losses, synthesis, vae
 from fundusgen.models.factory import build_model, load_weights
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study
-from fundusgen.training import critic, fitting, phantoms, sliced_distance
+from fundusgen.training import fitting, learners, phantoms, sliced_distance
 
 FORMAT = 1
 _KEY, _CRITIC = "fundusgen.prior", "critic."
 # What decides how the weights come out, beside the settings.
-_SOURCES = (blocks, factory, vae, critic, fitting, phantoms, sliced_distance)
+_SOURCES = (
+    blocks, discriminator, factory, gan, losses, synthesis, vae,
+    fitting, learners, phantoms, sliced_distance,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fundusgen.federation.exchange import Answer, Request
 from fundusgen.federation.messages import reply_to_record, request_to_record
 from fundusgen.federation.weights import Weights
 from fundusgen.models.encoder import ParameterEncoder
-from fundusgen.models.factory import build_model, private_names
+from fundusgen.models.factory import build_model, reply_names
 from fundusgen.phantom.reading import PARAMETERS
 from fundusgen.privacy.events import Event, merged
 from fundusgen.privacy.receipts import Receipt
@@ -87,8 +87,7 @@ def _arrays(study: Study, stage: Stage) -> tuple[Weights, Weights]:
         return poll, {VOTES: np.zeros(candidates, np.float32)}
     model = build_model(study)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    private = private_names(model, study.model.private)
-    return weights, {name: weights[name] for name in private}
+    return weights, {name: weights[name] for name in reply_names(study)}
 
 
 def _sites(study: Study, standing: Standing) -> int:

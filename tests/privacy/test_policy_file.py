@@ -29,7 +29,7 @@ policies = st.builds(
     composition=st.sampled_from(["fixed", "adaptive"]),
     studies=st.lists(digests, max_size=4).map(tuple),
     code=st.lists(digests, max_size=4).map(tuple) | st.just("any"),
-    models=st.sampled_from([(), ("vae",), ("vae", "vae")]),
+    models=st.sampled_from([(), ("vae",), ("vae", "vae"), ("gan", "vae")]),
     max_rounds_per_study=counts,
     min_noise_multiplier=st.floats(0, 1e9, exclude_min=True),
     min_patients=counts,

@@ -1,7 +1,7 @@
-"""What tells drawn images from phantoms, so that drawing them has to become as sharp.
+"""What tells drawn images from others, so that drawing them has to become as good.
 
-Goodfellow et al. 2014, with the loss of a patch at a time of Isola et al. 2017. Sees public
-images only; it is made for a fit and forgotten after it.
+Goodfellow et al. 2014, with the loss of a patch at a time of Isola et al. 2017. In a GAN it is
+trained on patients too; as the critic of a VAE it sees public images only.
 
 Legend of axes: B batch, C channels, S side of the image, V votes of an image.
 """
@@ -20,8 +20,8 @@ _PATCHES_PX, _MAX_WIDTH_FACTOR = 8, 4
 _WHOLE_VOTES = 16
 
 
-class Critic(nn.Module):
-    """Votes on the patches of an image and on the whole: above 0 for a phantom.
+class Discriminator(nn.Module):
+    """Votes on the patches of an image and on the whole, above 0 for a real one.
 
     Fundus images are aligned, so it is told where each patch lies: a vessel in the wrong place
     is then seen without looking at the whole.
@@ -31,7 +31,7 @@ class Critic(nn.Module):
     mask: Tensor
 
     def __init__(self, image_size: int, conditions: int, width: int) -> None:
-        """Make a critic of images of a side and a number of conditions."""
+        """Make a discriminator of images of a side and a number of conditions."""
         super().__init__()
         levels = (image_size // _PATCHES_PX).bit_length() - 1
         channels = [6, *(width * min(2**level, _MAX_WIDTH_FACTOR) for level in range(levels))]
@@ -64,16 +64,9 @@ class Critic(nn.Module):
         return torch.cat([patches.flatten(1), vote.expand(-1, _WHOLE_VOTES)], dim=1)
 
 
-def critic_loss(critic: Critic, real: Tensor, drawn: Tensor, conditions_B: Tensor) -> Tensor:
-    """Loss of the critic: it should vote for the real images and against the drawn."""
-    votes = critic(torch.cat([real, drawn.detach()]), torch.cat([conditions_B, conditions_B]))
-    for_real, for_drawn = votes.chunk(2)
-    return functional.softplus(-for_real).mean() + functional.softplus(for_drawn).mean()
-
-
-def steepness(critic: Critic, real: Tensor, conditions_B: Tensor) -> Tensor:
+def steepness(discriminator: Discriminator, real: Tensor, conditions_B: Tensor) -> Tensor:
     """Mean squared gradient at real images: the R1 penalty of Mescheder et al. 2018."""
     images = real.detach().requires_grad_(True)
-    votes = critic(images, conditions_B).mean(1).sum()
+    votes = discriminator(images, conditions_B).mean(1).sum()
     (gradient,) = torch.autograd.grad(votes, images, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()

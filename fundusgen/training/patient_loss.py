@@ -1,0 +1,181 @@
+"""What one patient's loss is, in each family of models: the function that DP-SGD bounds.
+
+Legend of axes: P patients of a physical batch, K views of a patient, Z latent, C conditions,
+M images drawn of a condition, D entries of a parameter.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fundusgen.data.patients import PatientDataset
+from fundusgen.models.gan import GAN
+from fundusgen.models.vae import VAE
+from fundusgen.privacy.clipping import PatientLoss, per_patient_gradients
+
+
+class PatientViews:
+    """Draws a site's patients' images for a step.
+
+    Guarantee: entry p of what is drawn depends on patient p alone and on random numbers that
+    nobody outside knows.
+
+    Args:
+        patients: The site's patients.
+        count: Views of each.
+        device: Where to put them.
+    """
+
+    def __init__(self, patients: PatientDataset, count: int, device: torch.device) -> None:
+        """Make the source of the draws."""
+        self.patients, self.count, self.device = patients, count, device
+        # A patient more in a sample gives the patients after them other views and latents. That
+        # is covered as long as nobody knows the draws: each order of them is then as likely as
+        # any other. So they come from a generator of their own that the operating system seeds,
+        # and not from torch's global one, which anything in the process may have seeded.
+        self.draws = np.random.default_rng()
+
+    def of(self, indices_P: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Images (P, K, 3, S, S) in [-1, 1] and conditions (P, K) of patients."""
+        images, conditions = self.patients.views(indices_P, self.count, self.draws)
+        return images.to(self.device), conditions.to(self.device)
+
+
+class PatientTask(ABC):
+    """What a step of DP-SGD does with a patient."""
+
+    @abstractmethod
+    def loss(self) -> PatientLoss:
+        """Make the loss of the next step. No patient is looked at."""
+
+    @abstractmethod
+    def load(self, indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """Load the physical batch of some patients: one entry a patient in each tensor."""
+
+
+class VaeLoss(PatientTask):
+    """The evidence lower bound, averaged over a patient's views.
+
+    Args:
+        model: The VAE.
+        private: Its parameters that are trained.
+        views: Where images come from.
+        kl_weight: Weight of the KL term.
+    """
+
+    def __init__(
+        self,
+        model: VAE,
+        private: Mapping[str, nn.Parameter],
+        views: PatientViews,
+        kl_weight: float,
+    ) -> None:
+        """Part the weights into those that are trained and those that are not."""
+        self.model, self.views, self.kl_weight = model, views, kl_weight
+        self.frozen = _frozen(model, private)
+
+    def loss(self) -> PatientLoss:
+        """The same in every step."""
+        return self._loss
+
+    def load(self, indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """Images, conditions and the noise of the reparameterisation."""
+        images, conditions = self.views.of(indices_P)
+        shape = (*conditions.shape, self.model.latent)
+        latent = torch.from_numpy(self.views.draws.standard_normal(shape, dtype=np.float32))
+        return images, conditions, latent.to(self.views.device)
+
+    def _loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        weights = {**self.frozen, **parameters}
+        losses_K: Tensor = functional_call(self.model, weights, (*batch, self.kl_weight))
+        return losses_K.mean()
+
+
+class GanLoss(PatientTask):
+    """The discriminator's loss on a patient's views, and on drawn images of their condition.
+
+    How drawn images enter: before a step, some are drawn of every condition, always as many, and
+    the gradient of the discriminator's mean loss on those of a condition is taken: a table with a
+    row for each condition, in which no patient has any part. A patient's gradient is that of
+    their own images plus the rows of their conditions, and is clipped as a whole. So
+
+    - each patient still adds a vector of norm `max_grad_norm` at most, whatever the numbers of
+      patients and of drawn images, and an empty sample adds nothing but noise;
+    - the two halves, which mostly cancel, do so before they are clipped and not after;
+    - each condition weighs as much among the drawn as it does among the patients, and nobody
+      has to know how much that is.
+
+    Args:
+        model: The GAN, as it is when `loss` is called.
+        private: The parameters of its discriminator that are trained.
+        views: Where images come from.
+        drawn: Images drawn of each condition.
+    """
+
+    def __init__(
+        self,
+        model: GAN,
+        private: Mapping[str, nn.Parameter],
+        views: PatientViews,
+        *,
+        drawn: int,
+    ) -> None:
+        """Part the weights into those that are trained and those that are not."""
+        self.model, self.private, self.views, self.drawn = model, private, views, drawn
+        self.frozen = _frozen(model, private)
+        # Apart from the draws of the views, of which there are more or fewer as patients are.
+        self.draws = np.random.default_rng()
+
+    def load(self, indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """Images and conditions."""
+        return self.views.of(indices_P)
+
+    def loss(self) -> PatientLoss:
+        """Draw images of every condition and make the table of their gradients."""
+        images, conditions = self._drawn()
+        table_CD, losses_C = per_patient_gradients(
+            lambda parameters, batch: self._mean(parameters, batch, drawn=True),
+            self.private,
+            (images, conditions),
+        )
+
+        def loss(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+            _, conditions_K = batch
+            paid = self._mean(parameters, batch, drawn=False) + losses_C[conditions_K].mean()
+            # Linear, of value 0, and its gradient is the table's row.
+            for name, value in parameters.items():
+                row = table_CD[name][conditions_K].mean(0)
+                paid = paid + ((value - value.detach()) * row).sum()
+            return paid
+
+        return loss
+
+    def _mean(
+        self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...], *, drawn: bool
+    ) -> Tensor:
+        losses: Tensor = functional_call(
+            self.model, {**self.frozen, **parameters}, batch, {"drawn": drawn}
+        )
+        return losses.mean()
+
+    @torch.no_grad()
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """Images (C, M, 3, S, S) and their conditions (C, M)."""
+        count = self.model.conditions
+        conditions_N = torch.arange(count, device=self.views.device).repeat_interleave(self.drawn)
+        shape = (len(conditions_N), self.model.noise_length)
+        noise_NZ = torch.from_numpy(self.draws.standard_normal(shape, dtype=np.float32))
+        images = self.model.draw(noise_NZ.to(self.views.device), conditions_N)
+        shape_CM = (count, self.drawn)
+        return images.view(*shape_CM, *images.shape[1:]), conditions_N.view(shape_CM)
+
+
+def _frozen(model: nn.Module, private: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """What a model computes with besides its private parameters."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: value.detach() for name, value in state.items() if name not in private}

@@ -1,0 +1,180 @@
+"""The generator of a GAN, which learns at the server between the rounds.
+
+The sites' discriminators come from DP-SGD, and all that is made of them is post-processing.
+Beside it, a public discriminator holds the generator to phantoms, those that won the votes where
+there were any: what patients teach through noise is little, and must not cost what is known.
+
+Legend of axes: N images, S side of the image.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from fundusgen.federation.weights import Weights
+from fundusgen.models.discriminator import Discriminator
+from fundusgen.models.factory import build_model, load_weights
+from fundusgen.models.gan import GAN
+from fundusgen.study import Study
+from fundusgen.training.generator_steps import (
+    GeneratorReport,
+    GeneratorTraining,
+    Judge,
+    PublicCritic,
+)
+
+log = logging.getLogger("fundusgen.server")
+
+# Most phantoms for the public discriminator; fewer where the prior has fewer.
+_PHANTOMS = 2048
+# Pictures of a condition whose differences are measured, and the side at which they are.
+_COMPARED, _COMPARED_PX = 8, 16
+# Below this share of the prior's diversity, a generator has collapsed.
+_FLOOR = 0.5
+
+# Draws as many phantoms as it is told of the conditions whose places it is given.
+Phantoms = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether a generator still draws pictures that differ.
+
+    Attributes:
+        diversity: Standard deviation of a pixel over pictures of one condition, in levels of 255,
+            at 16 px, averaged over pixels, colours and conditions. None if a picture is not finite.
+        floor: Below it, the generator has collapsed.
+    """
+
+    diversity: float | None
+    floor: float
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether all pictures of a condition have become more or less the same, or no picture."""
+        return self.diversity is None or self.diversity < self.floor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round made of a generator.
+
+    Attributes:
+        weights: Of the generator.
+        state: What the next round goes on with.
+        report: How it went.
+    """
+
+    weights: Weights
+    state: Weights
+    report: GeneratorReport
+
+
+class GeneratorServer:
+    """Trains a study's generator between its rounds, and watches over it.
+
+    Args:
+        study: A study whose model is a GAN.
+        phantoms: Where phantoms come from; None where the study has no prior.
+        first: Weights before the first round, whose diversity sets the floor.
+    """
+
+    def __init__(self, study: Study, phantoms: Phantoms | None, first: Weights) -> None:
+        """Measure where the generator begins."""
+        self.study, self.phantoms = study, phantoms
+        # Random weights draw everything alike: they set no floor.
+        at_first = self._diversity(first) if study.prior else None
+        self.floor = _FLOOR * (at_first or 0.0)
+
+    def train(
+        self,
+        round_number: int,
+        before: Weights,
+        now: Weights,
+        replies: Sequence[tuple[float, Weights]],
+        state: Weights,
+    ) -> Trained:
+        """Let the generator learn from the discriminators of a round.
+
+        Args:
+            round_number: Of the study; decides, with its seed, all that is random.
+            before: All weights that the sites were sent.
+            now: The same after the round; the generator's are still those of `before`.
+            replies: Share and reply of each site that counts, for an ensemble.
+            state: What the last round left; empty before the first.
+        """
+        settings = self.study.gan
+        model = self._model(now)
+        judges = []
+        if settings.ensemble:
+            whole = sum(share for share, _ in replies)
+            judges = [
+                Judge(self._model({**now, **reply}).discriminator, share / whole)
+                for share, reply in replies
+            ]
+        training = GeneratorTraining(model, settings, judges, self._critic(before))
+        training.go_on(state)
+        seed = np.random.SeedSequence([self.study.seed, round_number]).generate_state(1)[0]
+        report = training.run(torch.Generator().manual_seed(int(seed)))
+        weights = {
+            name: value.cpu().numpy()
+            for name, value in model.state_dict().items()
+            if name.startswith("generator.")
+        }
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            log.warning("round %d: the generator diverged; its steps are taken back", round_number)
+            kept = {name: before[name] for name in weights}
+            return Trained(kept, {}, GeneratorReport(0, report.accuracy))
+        return Trained(weights, training.state(), report)
+
+    def health(self, weights: Weights) -> Health:
+        """Look at what a generator draws."""
+        return Health(self._diversity(weights), self.floor)
+
+    def _model(self, weights: Weights) -> GAN:
+        model = build_model(self.study)
+        if not isinstance(model, GAN):
+            raise AssertionError("a study with a GAN builds one")
+        load_weights(model, {name: torch.from_numpy(value) for name, value in weights.items()})
+        return model.to(_device())
+
+    def _critic(self, before: Weights) -> PublicCritic | None:
+        if self._learned_from is None:
+            return None
+        settings, images_NSSC, conditions_N = self.study.gan, *self._learned_from
+        # It begins as the discriminator that the sites were sent first: later, its own weights are
+        # taken up with the state.
+        discriminator: Discriminator = self._model(before).discriminator
+        rate = settings.generator_learning_rate
+        return PublicCritic(discriminator, images_NSSC, conditions_N, settings.loss, rate)
+
+    @cached_property
+    def _learned_from(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        if self.phantoms is None or self.study.gan.phantoms_say == 0:
+            return None
+        count = min(_PHANTOMS, self.study.prior.phantoms if self.study.prior else 0)
+        conditions_N = np.arange(count) % len(self.study.conditions)
+        return self.phantoms(conditions_N), conditions_N
+
+    @torch.inference_mode()
+    def _diversity(self, weights: Weights) -> float | None:
+        model = self._model(weights)
+        draws = torch.Generator().manual_seed(self.study.seed)
+        spreads = []
+        for condition in range(model.conditions):
+            noise = torch.randn(_COMPARED, model.noise_length, generator=draws).to(_device())
+            conditions_N = torch.full((_COMPARED,), condition, device=_device())
+            drawn = functional.adaptive_avg_pool2d(model.draw(noise, conditions_N), _COMPARED_PX)
+            spreads.append(drawn.std(0).mean())
+        spread = 127.5 * float(torch.stack(spreads).mean())
+        return spread if np.isfinite(spread) else None
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,102 @@
+"""Makers of the benchmark's rows of the GAN.
+
+N images, S side in pixels, C colours.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.postprocess import Postprocess
+from simulations.benchmarks.quality_context import Context
+from simulations.benchmarks.quality_stages import (
+    after_votes,
+    drawn,
+    fitted_on_patients,
+    fresh,
+    prepared,
+    study_of,
+    train,
+)
+
+_GAN: Mapping[str, Any] = {"kind": "gan"}
+# Without noise, all of the discriminator can learn.
+_WHOLE: Mapping[str, Any] = {**_GAN, "private": ["discriminator.*"]}
+_ROUNDS = 100
+_FEDERATION: Mapping[str, Any] = {"server_learning_rate": 0.001, "ema_decay": 0.95}
+
+
+def gan_prior(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """Draw from the GAN's prior, which has seen no patient."""
+    study = study_of(context, seed, None, {"votes": None}, model=_GAN)
+    run = prepared(context, study, "gan-prior")
+    return drawn(context, study, Postprocess(study, run).state.average)
+
+
+def gan_tuned(
+    context: Context,
+    epsilon: float | None,
+    seed: int,
+    *,
+    model: Mapping[str, Any] = _GAN,
+    dpsgd: Mapping[str, Any] = {},
+    rounds: int = _ROUNDS,
+    federation: Mapping[str, Any] = _FEDERATION,
+) -> NDArray[np.uint8]:
+    """Draw from the GAN after its prior and DP-SGD on a part of its discriminator."""
+    study = study_of(
+        context, seed, epsilon, {"votes": None, **({"dpsgd": dict(dpsgd)} if dpsgd else {})},
+        model=model, rounds=rounds, federation=federation,
+    )  # fmt: skip
+    server = Postprocess(study, prepared(context, study, f"gan-{epsilon}-{seed}"))
+    train(context, server, epsilon)
+    return drawn(context, study, server.state.drawn_from)
+
+
+def gan_at_sites(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """As `gan_tuned`, with generators that are trained at the sites and averaged."""
+    return gan_tuned(context, epsilon, seed, model={**_GAN, "generator": "sites"})
+
+
+def gan_voted(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """Draw from the GAN after votes, refitted on phantoms like those that won."""
+    server = after_votes(
+        context, epsilon, seed, dpsgd=None, refit=True, label="gan-votes", model=_GAN
+    )
+    return drawn(context, server.study, server.state.average)
+
+
+def gan_voted_and_tuned(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """Draw from the GAN after votes, refit and DP-SGD on a part of its discriminator."""
+    server = after_votes(
+        context, epsilon, seed, dpsgd={}, refit=True, label="gan-votes",
+        model=_GAN, rounds=_ROUNDS, federation=_FEDERATION,
+    )  # fmt: skip
+    train(context, server, epsilon)
+    return drawn(context, server.study, server.state.drawn_from)
+
+
+def gan_from_scratch(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """Draw from the GAN after DP-SGD on all of its discriminator, begun with random weights."""
+    study = study_of(
+        context, seed, epsilon, {"votes": None}, prior=None,
+        model=_WHOLE, rounds=2 * _ROUNDS, federation=_FEDERATION,
+    )  # fmt: skip
+    server = Postprocess(study, fresh(context, f"gan-scratch-{epsilon}-{seed}"))
+    train(context, server, epsilon)
+    return drawn(context, study, server.state.drawn_from)
+
+
+def gan_without_noise(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """As `gan_tuned`, without noise and with all of the discriminator: what federation costs."""
+    return gan_tuned(context, None, seed, model=_WHOLE)
+
+
+def gan_in_one_place(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """Draw from the prior after as many steps on all patients' images in one place, no privacy."""
+    study = study_of(context, seed, None, {"votes": None}, model=_GAN)
+    begin = Postprocess(study, prepared(context, study, "gan-prior")).state.average
+    steps = _ROUNDS * study.gan.generator_steps
+    return drawn(context, study, fitted_on_patients(context, study, seed, steps, begin=begin))

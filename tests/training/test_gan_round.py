@@ -1,0 +1,150 @@
+"""A site's round of a GAN: what one patient can move, and what the drawn images add to that."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from small_study import small_study
+
+from fundusgen.data.patients import PatientDataset
+from fundusgen.models.factory import build_model, private_names
+from fundusgen.models.gan import GAN
+from fundusgen.privacy.clipping import clipped_sum, per_patient_gradients
+from fundusgen.privacy.noise import FastNoise
+from fundusgen.study import Study
+from fundusgen.training.local import load_model, prepare_round, train_round
+from fundusgen.training.patient_loss import GanLoss, PatientViews
+
+SIZE = 32
+
+
+def study(**model: object) -> Study:
+    return small_study(
+        model={"kind": "gan", "width": 4, "latent": 4, "discriminator_width": 4, **model},
+        stages={"dpsgd": {"steps_per_round": 2, "sample_rate": 0.5, "views_per_patient": 1}},
+    )
+
+
+def patients(count: int, seed: int = 0) -> PatientDataset:
+    rng = np.random.default_rng(seed)
+    images_NHWC: NDArray[np.uint8] = rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+    conditions_N: NDArray[np.int64] = rng.integers(0, 2, count)
+    return PatientDataset(images_NHWC, conditions_N, [f"p{number}" for number in range(count)])
+
+
+def gan(chosen: Study) -> GAN:
+    model = build_model(chosen)
+    assert isinstance(model, GAN)
+    # Random votes: a new embedding is zero, and would hide mistakes in the conditions.
+    with torch.no_grad():
+        model.discriminator.embedding.weight.normal_(generator=torch.Generator().manual_seed(3))
+    return model
+
+
+def task_of(model: GAN, private: list[str], site: PatientDataset, drawn: int) -> GanLoss:
+    parameters = {name: model.get_parameter(name) for name in private_names(model, private)}
+    return GanLoss(model, parameters, PatientViews(site, 1, torch.device("cpu")), drawn=drawn)
+
+
+@pytest.mark.parametrize("private", [["discriminator.*"], ["discriminator.*vote.*"]])
+def test_a_patients_gradient_is_that_of_their_image_and_of_drawn_ones_of_their_condition(
+    private: list[str], monkeypatch
+) -> None:
+    model, site = gan(study()), patients(5)
+    task = task_of(model, private, site, drawn=3)
+    remembered = task._drawn()
+    monkeypatch.setattr(task, "_drawn", lambda: remembered)
+    rows, losses = per_patient_gradients(task.loss(), task.private, task.load(np.arange(5)))
+    drawn_CM, _ = remembered
+    for patient in range(5):
+        images, conditions = site.views(np.array([patient]), 1, np.random.default_rng())
+        own = model(images[0], conditions[0]).mean()
+        condition = int(conditions[0, 0])
+        against = model(drawn_CM[condition], torch.full((3,), condition), drawn=True).mean()
+        slow = torch.autograd.grad(own + against, list(task.private.values()))
+        torch.testing.assert_close(losses[patient], (own + against).detach())
+        for name, expected in zip(task.private, slow, strict=True):
+            torch.testing.assert_close(rows[name][patient], expected, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 7),
+    drawn=st.integers(1, 9),
+    left_out=st.integers(0, 6),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    bound=st.sampled_from([0.01, 1.0, 50.0]),
+)
+def test_removing_a_patient_moves_the_clipped_sum_by_the_bound_at_most(
+    count: int, drawn: int, left_out: int, scale: float, bound: float
+) -> None:
+    model = gan(study())
+    with torch.no_grad():
+        model.discriminator.patch_vote.weight.mul_(scale)
+        model.generator.root.weight.mul_(scale)
+    task = task_of(model, ["discriminator.*"], patients(count), drawn)
+    loss, everyone = task.loss(), np.arange(count)
+
+    def summed(indices: NDArray[np.int64]) -> torch.Tensor:
+        rows, _ = per_patient_gradients(loss, task.private, task.load(indices))
+        sums, _ = clipped_sum(list(rows.values()), bound)
+        return torch.cat([part.flatten() for part in sums])
+
+    without = np.delete(everyone, left_out % count)
+    moved = (summed(everyone) - summed(without)).norm()
+    # Rows of batches of another size may differ in their last bits.
+    assert moved <= bound * (1 + 1e-3)
+
+
+def test_an_empty_sample_adds_nothing_of_the_drawn_images() -> None:
+    model = gan(study())
+    task = task_of(model, ["discriminator.*"], patients(1), drawn=4)
+    rows, _ = per_patient_gradients(task.loss(), task.private, (torch.zeros(0),))
+    sums, _ = clipped_sum(list(rows.values()), 1.0)
+    assert all((part == 0).all() for part in sums)
+
+
+def test_the_drawn_images_are_as_many_whatever_the_patients() -> None:
+    model = gan(study())
+    for count in (1, 6):
+        images, conditions = task_of(model, ["discriminator.*"], patients(count), drawn=4)._drawn()
+        assert images.shape == (2, 4, 3, SIZE, SIZE)
+        assert conditions.tolist() == [[0] * 4, [1] * 4]
+
+
+def test_each_step_draws_images_anew() -> None:
+    task = task_of(gan(study()), ["discriminator.*"], patients(1), drawn=1)
+    with torch.no_grad():
+        for layer in task.model.generator.to_image:
+            layer.conv.weight.normal_(generator=torch.Generator().manual_seed(0))
+    (one, _), (other, _) = task._drawn(), task._drawn()
+    assert (one != other).any()
+
+
+def round_of(chosen: Study) -> tuple[dict[str, NDArray[np.float32]], dict[str, torch.Tensor]]:
+    sent = {name: value.numpy().copy() for name, value in gan(chosen).state_dict().items()}
+    model = load_model(chosen, sent)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prepared = prepare_round(
+        chosen, model, patients(9), round_number=1, noise_multiplier=1.0, declared_patients=9,
+        noise=FastNoise(), device=torch.device("cpu"), batch_patients=4,
+    )  # fmt: skip
+    return train_round(prepared), before
+
+
+def test_a_round_sends_the_private_part_of_the_discriminator_and_nothing_else() -> None:
+    reply, before = round_of(study())
+    assert set(reply) == set(private_names(gan(study()), study().model.private))
+    assert all((reply[name] != before[name].numpy()).any() for name in reply)
+
+
+def test_sites_that_train_the_generator_send_it_too() -> None:
+    chosen = study(generator="sites", generator_steps=2, accuracy_floor=0.0)
+    reply, before = round_of(chosen)
+    changed = [name for name in reply if (reply[name] != before[name].numpy()).any()]
+    assert {name.split(".")[0] for name in changed} == {"discriminator", "generator"}
+    assert "generator.root.weight" in changed
+    # What is frozen of the discriminator stays.
+    assert not any(name.startswith("discriminator.blocks") for name in reply)
