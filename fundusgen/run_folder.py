@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def film(self) -> Path:
+        """The first picture of each row of the samples, over the rounds."""
+        return self.path / "film.png"
+
+    @property
     def receipts(self) -> Path:
         """`SITE/NNNNNN.json` by the number of the receipt, as the sites signed them."""
         return self.path / "receipts"

@@ -5,10 +5,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from fundusgen.report.pictures import film_strip, save_png
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study
 
+# A film of fewer pictures tells nothing, one of more is too wide to be looked at.
+_LEAST_FRAMES, _MOST_FRAMES = 2, 12
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 img{max-width:100%;height:auto;border-radius:4px}
@@ -27,6 +33,8 @@ def write_report(run: RunFolder, study: Study) -> None:
             f"<h1>{escape(study.study_id)}</h1>",
             f"<p>{_summary(study, rounds)}</p>",
             _picture(run),
+            _film(run, study),
+            _collapsed(rounds),
             _undecided(rounds),
             "<h2>What it cost</h2>",
             _sites_table(rounds),
@@ -93,6 +101,42 @@ def _picture(run: RunFolder) -> str:
     return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
 
 
+def _film(run: RunFolder, study: Study) -> str:
+    """Show how the pictures came about, from samples of at most a dozen rounds."""
+    pictures = sorted(run.samples.glob("round-*.png"))
+    if len(pictures) < _LEAST_FRAMES:
+        return ""
+    places = np.linspace(0, len(pictures) - 1, min(len(pictures), _MOST_FRAMES)).round()
+    chosen = [pictures[int(place)] for place in dict.fromkeys(places)]
+    sheets = {str(int(path.stem.removeprefix("round-"))): Image.open(path) for path in chosen}
+    columns = study.evaluation.samples_per_condition
+    save_png(film_strip(sheets, len(study.conditions), columns), run.film)
+    data = base64.b64encode(run.film.read_bytes()).decode()
+    alt = "A generated image of each condition, after one round beside the other"
+    return (
+        "<h2>How the pictures came about</h2>"
+        f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+        '<p class="note">The numbers are rounds. After a vote, phantoms like its winners; later, '
+        "what the model draws from one and the same random numbers.</p>"
+    )
+
+
+def _collapsed(rounds: list[dict[str, Any]]) -> str:
+    """Say that a GAN draws ever the same, and which generator was kept."""
+    watched = [entry for entry in rounds if "generator" in entry]
+    if not watched or not watched[-1]["generator"]["collapsed"]:
+        return ""
+    good = [entry["round"] for entry in watched if not entry["generator"]["collapsed"]]
+    kept = f"that of round {good[-1]}" if good else "that of before the first round"
+    found = watched[-1]["generator"]
+    return (
+        "<h2>The generator collapsed</h2><p>In the end its pictures of one condition hardly "
+        f"differed (diversity {found['diversity'] or 0:.2f}, floor {found['floor']:.2f}). "
+        f"What was exported is the last that drew well, {kept}. Fewer or smaller steps of the "
+        "generator may help (model.generator_steps, model.generator_learning_rate).</p>"
+    )
+
+
 def _sites_table(rounds: list[dict[str, Any]]) -> str:
     last: dict[str, dict[str, Any]] = {}
     counts: dict[str, int] = {}
@@ -111,22 +155,39 @@ def _sites_table(rounds: list[dict[str, Any]]) -> str:
 
 def _rounds_table(rounds: list[dict[str, Any]]) -> str:
     rows = []
+    gan = any("generator" in entry for entry in rounds)
     for entry in rounds:
         accepted = [site for site in entry["sites"] if site["state"] == "accepted"]
         others = [site for site in entry["sites"] if site["state"] != "accepted"]
-        loss = entry["public_loss"]
+        loss, drawn = entry["public_loss"], entry.get("generator")
         rows.append(
             [
                 str(entry["round"]),
                 str(len(accepted)),
                 "" if loss is None else f"{loss:.3f}",
+                *([] if not gan else _of_generator(drawn)),
                 f"{max((site['epsilon'] for site in accepted), default=0):.3f}",
                 f"{entry['seconds']:.1f}",
                 "; ".join(f"{site['site']} {site['state']}: {site['reason']}" for site in others),
             ]
         )
-    header = ["round", "sites", "loss on phantoms", "largest epsilon", "seconds", "left out"]
+    more = ["generator's steps", "known for drawn", "diversity"] if gan else []
+    header = [
+        "round", "sites", "loss on phantoms", *more, "largest epsilon", "seconds", "left out",
+    ]  # fmt: skip
     return _table(header, rows)
+
+
+def _of_generator(facts: dict[str, Any] | None) -> list[str]:
+    """Steps, the discriminator's accuracy on drawn images, and how much those differ."""
+    if facts is None:
+        return ["", "", ""]
+    accuracy, diversity = facts.get("accuracy"), facts["diversity"]
+    return [
+        str(facts.get("steps", "")),
+        "" if accuracy is None else f"{accuracy:.0%}",
+        "not finite" if diversity is None else f"{diversity:.1f}",
+    ]
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -47,6 +47,27 @@ def contact_sheet(rows: Mapping[str, NDArray[np.uint8]]) -> Image.Image:
     return sheet
 
 
+def film_strip(sheets: Mapping[str, Image.Image], rows: int, columns: int) -> Image.Image:
+    """Lay the first pictures of contact sheets side by side: what became of them over time.
+
+    Args:
+        sheets: From `contact_sheet`, all of the same layout, by what to write above each.
+        rows: Rows of each sheet.
+        columns: Columns of each sheet.
+    """
+    first = next(iter(sheets.values()))
+    step = first.height // rows
+    label_px, header_px = first.width - columns * step, 24
+    film = Image.new("RGB", (label_px + len(sheets) * step, header_px + first.height), _BACKGROUND)
+    film.paste(first.crop((0, 0, label_px, first.height)), (0, header_px))
+    ink, font = ImageDraw.Draw(film), ImageFont.load_default(size=14)
+    for place, (label, sheet) in enumerate(sheets.items()):
+        left = label_px + place * step
+        ink.text((left + 4, 4), label, fill=_INK, font=font)
+        film.paste(sheet.crop((label_px, 0, label_px + step, sheet.height)), (left, header_px))
+    return film
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all."""
     with replacing(path) as temporary:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fundusgen.federation.weights import Weights
 from fundusgen.models.factory import Model, build_model, load_weights
+from fundusgen.models.gan import GAN
 from fundusgen.study import Study
 from fundusgen.training.learners import learner_for
 from fundusgen.training.sliced_distance import sliced_distance
@@ -56,13 +57,15 @@ class Fitted:
     """What a fit came to.
 
     Attributes:
-        weights: Of the model: the moving average where what it draws was nearest to the held-out
-            images.
+        weights: Of the model: the moving average, where what it draws was nearest to the held-out
+            images, or for a GAN the last.
+        step: At which they were so.
         critic: Of the network that judged it and is no part of it, as it was in the end; a later
             fit goes on with it. Empty for a GAN.
     """
 
     weights: Weights
+    step: int
     critic: Weights
 
 
@@ -108,10 +111,11 @@ def fit(
     model = build_model(study)
     load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
     if steps == 0:
-        return Fitted(dict(weights), dict(critic or {}))
+        return Fitted(dict(weights), 0, dict(critic or {}))
     model.to(device)
     batches = _Batches(images_NSSC, conditions_N, seed, device)
-    watch = _Watch(model, _Batches(*held_out, seed, device), seed)
+    # A GAN is at war with what the distance does not see: it gets no nearer by it, only better.
+    watch = _Watch(model, _Batches(*held_out, seed, device), seed, last=isinstance(model, GAN))
     learner = learner_for(model, study, learning_rate, seed, again=again, critic=critic)
     every = max(1, steps // _LOOKS)
     for step in range(1, steps + 1):
@@ -121,11 +125,12 @@ def fit(
         if step % every == 0 or step == steps:
             with torch.no_grad():
                 learner.settle(watch.average, *batches.first(_ENCODED))
-            seen = watch.look()
+            seen = watch.look(step)
         on_progress(FitProgress(step, steps, seen))
         if watch.worse_for >= _PATIENCE:
             break
-    return Fitted(watch.best, weights_of(learner.critic) if learner.critic else {})
+    critic = weights_of(learner.critic) if learner.critic else {}
+    return Fitted(watch.best, watch.best_step, critic)
 
 
 def weights_of(model: nn.Module) -> Weights:
@@ -167,16 +172,16 @@ class _Batches:
 
 
 class _Watch:
-    """The moving average of the weights, and the state in which it drew best."""
+    """The moving average of the weights, and the state in which it is wanted."""
 
-    def __init__(self, model: Model, held_out: _Batches, seed: int) -> None:
+    def __init__(self, model: Model, held_out: _Batches, seed: int, *, last: bool) -> None:
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
         self.seed = seed
         self.held_out, self.conditions_N = held_out.first(_COMPARED)
         shape = (len(self.conditions_N), model.noise_length)
         self.noise_NZ = torch.randn(shape, generator=held_out.draws).to(held_out.device)
-        self.best_distance, self.worse_for = math.inf, 0
-        self.best = weights_of(model)
+        self.best_distance, self.worse_for, self.last = math.inf, 0, last
+        self.best, self.best_step = weights_of(model), 0
 
     @torch.no_grad()
     def follow(self, model: Model, step: int) -> None:
@@ -186,12 +191,12 @@ class _Watch:
             mean.lerp_(now, 1 - decay)
 
     @torch.no_grad()
-    def look(self) -> float:
-        """Draw with the average, compare, and keep it if it was never nearer."""
+    def look(self, step: int) -> float:
+        """Draw with the average, compare, and keep it if it is the one that is wanted."""
         drawn = self.average.draw(self.noise_NZ, self.conditions_N)
         distance = sliced_distance(drawn, self.held_out, self.seed)
         self.worse_for += 1
-        if distance < self.best_distance:
+        if distance < self.best_distance or (self.last and math.isfinite(distance)):
             self.best_distance, self.worse_for = distance, 0
-            self.best = weights_of(self.average)
+            self.best, self.best_step = weights_of(self.average), step
         return distance

@@ -85,7 +85,7 @@ class PublicCritic:
     def batch(self, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """Phantoms (B, 3, S, S) in [-1, 1] and their conditions (B,)."""
         chosen_B = torch.randint(len(self.conditions_N), (count,), generator=draws)
-        device = self.discriminator.mask.device
+        device = next(self.discriminator.parameters()).device
         images = self.images_NSSC[chosen_B].permute(0, 3, 1, 2).to(device, torch.float32)
         return images.div_(127.5).sub_(1), self.conditions_N[chosen_B].to(device)
 
@@ -187,7 +187,7 @@ class GeneratorTraining:
         if self.critic is not None:
             return self.critic.batch(count, draws)
         conditions_B = torch.randint(self.model.conditions, (count,), generator=draws)
-        return None, conditions_B.to(self.model.generator.mask.device)
+        return None, conditions_B.to(next(self.model.generator.parameters()).device)
 
     def _drawn(self, conditions_B: Tensor, draws: torch.Generator) -> Tensor:
         noise_BN = torch.randn(len(conditions_B), self.model.noise_length, generator=draws)

@@ -148,13 +148,13 @@ def _trained(
         held_out=(images_NSSC[-held_out:], conditions_N[-held_out:]),
         on_progress=note,
     )
-    best_step, best_distance = min(curve, key=lambda entry: entry[1])
+    distance = next(found for step, found in curve if step == fitted.step)
     facts = {
         "phantoms": settings.phantoms,
         "held_out_phantoms": held_out,
         "steps": int(curve[-1][0]),
-        "best_step": int(best_step),
-        "held_out_distance": best_distance,
+        "best_step": fitted.step,
+        "held_out_distance": distance,
         "held_out_distances": curve,
         "phantom_seconds": round(drawn - began, 1),
         "training_seconds": round(time.monotonic() - drawn, 1),

@@ -25,13 +25,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fundusgen.data.patients import PatientDataset
 from fundusgen.environment import KEEP_MEMORY
+from fundusgen.models.gan import GAN
 from fundusgen.models.vae import VAE
 from fundusgen.privacy.clipping import PatientLoss
 from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
 from fundusgen.privacy.noise import SecureNoise, add_gaussian_noise
 from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.site import SiteSettings
+from fundusgen.training.learners import loss_of_discriminator
+from fundusgen.training.patient_loss import GanLoss, PatientViews
 
 PATIENTS, IMAGE_SIZE_PX, THREADS, TURNS = 64, 64, 2, 9
 # As a site has it that sets nothing.
@@ -47,14 +51,14 @@ class Subject:
 
     Attributes:
         module: The network; a patient's loss runs it by `torch.func.functional_call`.
-        loss: Mean loss of one patient, as `PatientSGD` takes it.
+        loss: Makes the mean loss of one patient for a step, as `PatientSGD` takes it.
         plain_loss: Mean loss of a whole batch, as ordinary training takes it.
         batch: The batch's tensors, patients first.
         subset: Pattern over the names of a private subset of the parameters.
     """
 
     module: nn.Module
-    loss: PatientLoss
+    loss: Callable[[], PatientLoss]
     plain_loss: Callable[[tuple[Tensor, ...]], Tensor]
     batch: tuple[Tensor, ...]
     subset: str
@@ -81,6 +85,12 @@ def measure() -> list[Row]:
     part_dp, part_plain = _compare(subject, part)
     whole_dp, whole_plain = _compare(subject, part, physical_batch=PATIENTS)
     noise_share, noise_ms = _noise_share(vae_subject(width=12))
+    gan = gan_subject()
+    judge = {n: p for n, p in gan.module.named_parameters() if n.startswith("discriminator.")}
+    votes = {name: judge[name] for name in judge if fnmatchcase(name, gan.subset)}
+    judge_dp, judge_plain = _compare(gan, judge, physical_batch=PATIENTS)
+    votes_dp, votes_plain = _compare(gan, votes, physical_batch=PATIENTS)
+    judges = f"discriminator, all of {_count(judge)}"
     return [
         _row(f"DP step over plain step, all of {count}", _ratio(all_dp, all_plain), "x", 2.0),
         _row(f"DP step over plain step, private {share}", _ratio(part_dp, part_plain), "x", 1.3),
@@ -88,11 +98,18 @@ def measure() -> list[Row]:
             f"DP step over plain step, private {share}, batch_patients {PATIENTS}",
             _ratio(whole_dp, whole_plain), "x", 1.3,
         ),
+        _row(f"DP step over plain step, {judges}", _ratio(judge_dp, judge_plain), "x", 1.6),
+        _row(
+            f"DP step over plain step, discriminator, private {_count(votes) / _count(judge):.1%}",
+            _ratio(votes_dp, votes_plain), "x", 1.6,
+        ),
         _row("Secure noise in a DP step, 300,000 parameters", 100 * noise_share, "%", 15.0),
         _row(f"DP step, all of {count}", 1e3 * statistics.median(all_dp), "ms"),
         _row(f"Plain step, all of {count}", 1e3 * statistics.median(all_plain), "ms"),
         _row(f"DP step, private {share}", 1e3 * statistics.median(part_dp), "ms"),
         _row(f"Plain step, private {share}", 1e3 * statistics.median(part_plain), "ms"),
+        _row(f"DP step, {judges}", 1e3 * statistics.median(judge_dp), "ms"),
+        _row(f"Plain step, {judges}", 1e3 * statistics.median(judge_plain), "ms"),
         _row("Secure noise, 300,000 parameters", noise_ms, "ms"),
     ]  # fmt: skip
 
@@ -116,7 +133,33 @@ def vae_subject(width: int) -> Subject:
         losses_B: Tensor = module(*(tensor.flatten(0, 1) for tensor in batch))
         return losses_B.mean()
 
-    return Subject(module, loss, plain_loss, batch, "decoder*modulation*")
+    return Subject(module, lambda: loss, plain_loss, batch, "decoder*modulation*")
+
+
+def gan_subject(width: int = 27) -> Subject:
+    """Build the project's GAN at 64 px, whose discriminator then has 430,000 parameters.
+
+    Both steps draw as many images as there are patients, in the DP step of eight conditions.
+    """
+    conditions = 8
+    module = GAN(
+        image_size=IMAGE_SIZE_PX, conditions=conditions, width=16, latent=32,
+        discriminator_width=width,
+    )  # fmt: skip
+    real = torch.rand(PATIENTS, 1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX) * 2 - 1
+    batch = (real, torch.randint(0, conditions, (PATIENTS, 1)))
+    private = dict(module.discriminator.named_parameters(prefix="discriminator"))
+    nobody = PatientDataset(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), [])
+    views = PatientViews(nobody, 1, torch.device("cpu"))
+    task = GanLoss(module, private, views, drawn=PATIENTS // conditions)
+
+    def plain_loss(batch: tuple[Tensor, ...]) -> Tensor:
+        images, conditions_B = (tensor.flatten(0, 1) for tensor in batch)
+        with torch.no_grad():
+            drawn = module.draw(torch.randn(len(images), module.noise_length), conditions_B)
+        return loss_of_discriminator(module.discriminator, images, drawn, conditions_B, module.loss)
+
+    return Subject(module, task.loss, plain_loss, batch, "discriminator.*vote*")
 
 
 def _compare(
@@ -149,7 +192,7 @@ def _dp_step(
     def load(indices: np.ndarray) -> tuple[Tensor, ...]:
         return tuple(tensor[torch.from_numpy(indices)] for tensor in subject.batch)
 
-    return lambda: sgd.step(subject.loss, load)
+    return lambda: sgd.step(subject.loss(), load)
 
 
 def _plain_step(subject: Subject, parameters: Mapping[str, Tensor]) -> Step:
