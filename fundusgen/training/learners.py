@@ -34,7 +34,7 @@ BETAS = (0.5, 0.99)
 _SAY, _STEEPNESS, STEEPNESS_EVERY = 0.3, 0.05, 8
 _CRITIC_WIDTH = 32
 # Share of the steps in which a GAN's generator is taught by an encoder, and that VAE's settings.
-_TAUGHT, _PIXEL_STD, _BETA = 0.5, 0.15, 4.0
+_TAUGHT, _PIXEL_STD, _BETA = 0.6, 0.15, 4.0
 # Images are compared at this side.
 _COMPARED_PX = 16
 

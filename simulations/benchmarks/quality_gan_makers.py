@@ -24,13 +24,15 @@ from simulations.benchmarks.quality_stages import (
 _GAN: Mapping[str, Any] = {"kind": "gan"}
 # Without noise, all of the discriminator can learn.
 _WHOLE: Mapping[str, Any] = {**_GAN, "private": ["discriminator.*"]}
+# Longer than the default: a game goes on getting better where a bound has been reached.
+_PRIOR: Mapping[str, Any] = {"steps": 8000}
 _ROUNDS = 100
 _FEDERATION: Mapping[str, Any] = {"server_learning_rate": 0.001, "ema_decay": 0.95}
 
 
 def gan_prior(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the GAN's prior, which has seen no patient."""
-    study = study_of(context, seed, None, {"votes": None}, model=_GAN)
+    study = study_of(context, seed, None, {"votes": None}, prior=_PRIOR, model=_GAN)
     run = prepared(context, study, "gan-prior")
     return drawn(context, study, Postprocess(study, run).state.average)
 
@@ -48,7 +50,7 @@ def gan_tuned(
     """Draw from the GAN after its prior and DP-SGD on a part of its discriminator."""
     study = study_of(
         context, seed, epsilon, {"votes": None, **({"dpsgd": dict(dpsgd)} if dpsgd else {})},
-        model=model, rounds=rounds, federation=federation,
+        prior=_PRIOR, model=model, rounds=rounds, federation=federation,
     )  # fmt: skip
     server = Postprocess(study, prepared(context, study, f"gan-{epsilon}-{seed}"))
     train(context, server, epsilon)
@@ -63,7 +65,7 @@ def gan_at_sites(context: Context, epsilon: float | None, seed: int) -> NDArray[
 def gan_voted(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the GAN after votes, refitted on phantoms like those that won."""
     server = after_votes(
-        context, epsilon, seed, dpsgd=None, refit=True, label="gan-votes", model=_GAN
+        context, epsilon, seed, dpsgd=None, refit=True, label="gan-votes", prior=_PRIOR, model=_GAN
     )
     return drawn(context, server.study, server.state.average)
 
@@ -72,7 +74,7 @@ def gan_voted_and_tuned(context: Context, epsilon: float | None, seed: int) -> N
     """Draw from the GAN after votes, refit and DP-SGD on a part of its discriminator."""
     server = after_votes(
         context, epsilon, seed, dpsgd={}, refit=True, label="gan-votes",
-        model=_GAN, rounds=_ROUNDS, federation=_FEDERATION,
+        prior=_PRIOR, model=_GAN, rounds=_ROUNDS, federation=_FEDERATION,
     )  # fmt: skip
     train(context, server, epsilon)
     return drawn(context, server.study, server.state.drawn_from)
@@ -96,7 +98,7 @@ def gan_without_noise(context: Context, epsilon: float | None, seed: int) -> NDA
 
 def gan_in_one_place(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the prior after as many steps on all patients' images in one place, no privacy."""
-    study = study_of(context, seed, None, {"votes": None}, model=_GAN)
+    study = study_of(context, seed, None, {"votes": None}, prior=_PRIOR, model=_GAN)
     begin = Postprocess(study, prepared(context, study, "gan-prior")).state.average
     steps = _ROUNDS * study.gan.generator_steps
     return drawn(context, study, fitted_on_patients(context, study, seed, steps, begin=begin))

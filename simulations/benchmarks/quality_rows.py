@@ -11,6 +11,16 @@ from numpy.typing import NDArray
 from fundusgen.phantom.population import collection_phantom
 from fundusgen.phantom.render import render
 from simulations.benchmarks.quality_context import Context, RowKind
+from simulations.benchmarks.quality_gan_makers import (
+    gan_at_sites,
+    gan_from_scratch,
+    gan_in_one_place,
+    gan_prior,
+    gan_tuned,
+    gan_voted,
+    gan_voted_and_tuned,
+    gan_without_noise,
+)
 from simulations.benchmarks.quality_makers import (
     dpsgd_alone,
     from_scratch,
@@ -47,4 +57,16 @@ ROWS: dict[str, RowKind] = {
     "votes_dpsgd_free": RowKind(tuned, title="votes, refitted, SGD, all without noise"),
     "dpsgd": RowKind(dpsgd_alone, private=True, title="DP-SGD from scratch"),
     FROM_SCRATCH: RowKind(from_scratch, title="same model on patients, no privacy"),
+    "gan_prior": RowKind(gan_prior, title="GAN: the prior alone"),
+    "gan_dpsgd": RowKind(gan_tuned, private=True, title="GAN: prior, DP-SGD"),
+    "gan_sites": RowKind(
+        gan_at_sites, private=True, title="GAN: prior, DP-SGD, generator trained at the sites"
+    ),
+    "gan_votes": RowKind(gan_voted, private=True, title="GAN: votes, refitted"),
+    "gan_votes_dpsgd": RowKind(
+        gan_voted_and_tuned, private=True, title="GAN: votes, refitted, DP-SGD"
+    ),
+    "gan_scratch": RowKind(gan_from_scratch, private=True, title="GAN: DP-SGD from scratch"),
+    "gan_free": RowKind(gan_without_noise, title="GAN: prior, all of it federated, no noise"),
+    "gan_central": RowKind(gan_in_one_place, title="GAN: prior, patients in one place, no privacy"),
 }

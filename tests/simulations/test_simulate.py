@@ -232,6 +232,44 @@ def test_a_run_that_was_killed_goes_on_where_it_stood_and_its_ledgers_add_up(
     assert eventually_none(str(tmp_path)) == []
 
 
+def test_a_study_with_a_gan_is_run_stopped_gone_on_with_and_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    study, run = tmp_path / "study.yaml", RunFolder(tmp_path / "run")
+    gan = (
+        "{kind: gan, width: 4, latent: 4, discriminator_width: 4, generator_steps: 1}\n"
+        "prior: {phantoms: 16, steps: 3, batch: 4}"
+    )
+    study.write_text(
+        STUDY.format(rounds=4)
+        .replace("{width: 4, latent: 4}", gan)
+        .replace("every_rounds: 1", "every_rounds: 2")
+    )
+    first = start(study, run.path, mark=str(tmp_path))
+    wait_for(lambda: len(run.metrics()) >= 1, first)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    assert eventually_none(str(tmp_path)) == []
+
+    status, said, err = finish(start(study, run.path, mark=str(tmp_path)))
+    assert status == 0, f"{said}\n{err}"
+    rounds = run.metrics()
+    assert [entry["round"] for entry in rounds] == [1, 2, 3, 4]
+    assert all(entry["generator"]["floor"] > 0 for entry in rounds)
+    assert [path.name for path in sorted(run.samples.iterdir())] == [
+        "round-0002.png", "round-0004.png",
+    ]  # fmt: skip
+    assert run.film.is_file()
+    drawn = subprocess.run(
+        [COMMAND, "generate", run.path, "--condition", "amd", "--count", "2", "--out",
+         tmp_path / "drawn"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    assert len(list((tmp_path / "drawn").rglob("*.png"))) == 2
+
+
 def test_a_mistyped_key_ends_in_a_sentence_that_names_the_nearest_one(
     study: Path, tmp_path: Path
 ) -> None:
