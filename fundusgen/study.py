@@ -181,6 +181,8 @@ class VotesStage(Settings):
         nearest: Candidates over which an image spreads its vote.
         variation: How far the phantoms of the next round may differ from the winners, in
             parameter space: 0 not at all, 1 as far as any two phantoms.
+        trusted_ancestors: Effective number of winners of a condition that have half the say in it;
+            the other half is that of the winners of all conditions, drawn with its disease.
         refit_phantoms: Phantoms of the voted population that the model is refitted on.
         refit_steps: Most steps of that.
     """
@@ -189,6 +191,7 @@ class VotesStage(Settings):
     candidates: Annotated[int, Field(ge=2, le=100_000)] = 1000
     nearest: Annotated[int, Field(ge=1, le=1000)] = 1
     variation: Annotated[float, Field(ge=0, le=1)] = 0.3
+    trusted_ancestors: Annotated[float, Field(ge=0, le=1000)] = 6.0
     refit_phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
     refit_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1500
 
@@ -265,7 +268,8 @@ class FederationSettings(Settings):
         weights: A site's share of the average: its declared patients, or equal.
         server_optimizer: `average` takes the weighted average of the sites' weights; `adam`
             takes an Adam step along the average change (Reddi et al. 2021, FedAdam), after the
-            noise of all sites has been averaged; it wants `sgd` at the sites.
+            noise of all sites has been averaged; it wants `sgd` at the sites. `adam_bc` takes the
+            noise's variance out of Adam's second moment, and needs `sgd` there.
         server_learning_rate: Step of the server's Adam; falls to zero over the second half.
         ema_decay: Decay of the server's moving average of the weights, from which is drawn.
         max_update_norm_ratio: A reply whose change, times the site's share, is this many times
@@ -277,7 +281,7 @@ class FederationSettings(Settings):
     quorum: Annotated[int, Field(ge=1)] = 1
     timeout_s: Annotated[float, Field(gt=0, le=7 * 86_400)] = 3600
     weights: Literal["declared", "equal"] = "declared"
-    server_optimizer: Literal["average", "adam"] = "average"
+    server_optimizer: Literal["average", "adam", "adam_bc"] = "average"
     server_learning_rate: PositiveFloat = 1e-3
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     max_update_norm_ratio: Annotated[float, Field(gt=1, le=1e6)] = 20.0
@@ -404,6 +408,16 @@ class Study(Settings):
             raise ValueError(
                 f"federation.rounds is {rounds}, and stages.dpsgd is null: the rounds of DP-SGD "
                 "need their stage, and those of the votes are stages.votes.rounds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_noise_of_a_reply_is_known(self) -> Self:
+        dpsgd = self.stages.dpsgd
+        if self.federation.server_optimizer == "adam_bc" and dpsgd and dpsgd.optimizer != "sgd":
+            raise ValueError(
+                f"stages.dpsgd.optimizer is {dpsgd.optimizer}, and federation.server_optimizer "
+                "adam_bc: only of steps of sgd does the server know the noise"
             )
         return self
 

@@ -31,13 +31,11 @@ from fundusgen.training.phantoms import study_phantoms
 from fundusgen.training.population import save_population
 from fundusgen.training.prior import load_prior
 from server.generator import GeneratorServer
+from server.optimizer import server_step, variance_of_average
 from server.voting import Voting
 
 log = logging.getLogger("fundusgen.server")
 
-# FedAdam of Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2. Its tau is for
-# changes near one; with SGD at the sites, ours are as small as their learning rate.
-_BETA_1, _BETA_2, _TAU = 0.9, 0.99, 1e-8
 # Begins the names of the arrays with which the generator of a GAN goes on.
 _GENERATOR = "generator/"
 
@@ -67,6 +65,7 @@ class Postprocess:
         self,
         round_number: int,
         replies: Sequence[tuple[float, Weights]],
+        noises: Sequence[tuple[float, float]],
         *,
         sites: list[dict[str, object]],
         seconds: float,
@@ -76,6 +75,7 @@ class Postprocess:
         Args:
             round_number: The round.
             replies: Share and weights of each site that counts.
+            noises: Share of each, and standard deviation of the noise in an entry of its weights.
             sites: An entry for every site that said something.
             seconds: Of the round so far.
 
@@ -85,7 +85,14 @@ class Postprocess:
         old = self.state
         # Counted from the first of DP-SGD, as the weights come from a prior or from votes.
         trained = round_number - self.study.votes_rounds
-        private, optimizer = self._stepped(average(replies), trained)
+        private, optimizer = server_step(
+            self.study.federation,
+            old.weights,
+            average(replies),
+            old.optimizer,
+            trained,
+            variance_of_average(list(noises)),
+        )
         weights = {**old.weights, **private}
         facts: dict[str, object] = {}
         if self.generator is not None and self.study.gan.generator == "server":
@@ -139,7 +146,7 @@ class Postprocess:
         tally = voting.count(round_number, votes)
         if tally.undecided:
             log.warning(
-                "vote %d: no candidate stood out of the noise for %s; they keep the prior's",
+                "vote %d: no candidate stood out of the noise for %s: they take after the others",
                 round_number, ", ".join(tally.undecided),
             )  # fmt: skip
         last = round_number == self.study.votes_rounds
@@ -258,35 +265,6 @@ class Postprocess:
         said = f"refit on the winners of the votes: step {progress.step} of {progress.steps}"
         log.info(said)
         self.run.write_status("running", message=said)
-
-    def _stepped(self, new: Weights, round_number: int) -> tuple[Weights, Weights]:
-        """Apply the server's optimizer to the change that the sites ask for."""
-        federation = self.study.federation
-        if federation.server_optimizer == "average":
-            return new, {}
-        # Constant for the first half, then falling to nothing, so that the noise averages out.
-        left = 1 - (round_number - 1) / federation.rounds
-        rate = np.float32(federation.server_learning_rate * min(1.0, 2 * left))
-        # Kingma and Ba 2015: without this correction the first steps would be short.
-        debias_first, debias_second = 1 - _BETA_1**round_number, 1 - _BETA_2**round_number
-        weights: Weights = {}
-        moments: Weights = {}
-        for name, value in new.items():
-            old = self.state.weights[name]
-            zero = np.zeros_like(old)
-            change = value - old
-            first = (
-                _BETA_1 * self.state.optimizer.get(f"first/{name}", zero) + (1 - _BETA_1) * change
-            )
-            second = (
-                _BETA_2 * self.state.optimizer.get(f"second/{name}", zero)
-                + (1 - _BETA_2) * change**2
-            )
-            moments[f"first/{name}"] = first.astype(np.float32)
-            moments[f"second/{name}"] = second.astype(np.float32)
-            step = rate * (first / debias_first) / (np.sqrt(second / debias_second) + _TAU)
-            weights[name] = (old + step).astype(np.float32)
-        return weights, moments
 
     def _append_metrics(
         self, said: dict[str, object], sites: list[dict[str, object]], seconds: float

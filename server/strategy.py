@@ -26,6 +26,7 @@ from fundusgen.federation.messages import (
 from fundusgen.federation.weights import Weights, digest, distance, outliers, require_fit
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.study import Study
+from fundusgen.training.mechanisms import noise_of_reply
 from fundusgen.training.poll import VOTES
 from server.postprocess import Postprocess
 from server.receipts import ReceiptBook
@@ -169,7 +170,20 @@ class StudyStrategy(Strategy):
             votes = [(reply.weights, reply.receipt.event.noise_multiplier) for reply in accepted]
             return self.postprocess.finish_vote(server_round, votes, sites=sites, seconds=seconds)
         replies = [(self._share(reply.receipt), reply.weights) for reply in accepted]
-        return self.postprocess.finish_round(server_round, replies, sites=sites, seconds=seconds)
+        noises = [
+            (
+                self._share(reply.receipt),
+                noise_of_reply(
+                    self.study.dpsgd,
+                    reply.receipt.event.noise_multiplier,
+                    reply.receipt.declared_patients,
+                ),
+            )
+            for reply in accepted
+        ]
+        return self.postprocess.finish_round(
+            server_round, replies, noises, sites=sites, seconds=seconds
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

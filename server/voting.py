@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -30,9 +31,11 @@ from fundusgen.storage import write_atomically, write_json
 from fundusgen.study import Study
 from fundusgen.training.evolution import (
     Generation,
+    Parents,
     Result,
     first_generation,
     next_generation,
+    parents_of,
     result_of,
 )
 from fundusgen.training.poll import VOTES, poll_arrays
@@ -85,8 +88,7 @@ class Voting:
         # The JSON is written last: without it there is no poll yet, and nobody was asked.
         if not about.is_file():
             generation = self._generation(vote)
-            everyone = Result(np.ones(len(generation.lineages)), ())
-            images = self._population(generation, everyone).images(generation.lineages)
+            images = self._population(generation).images(generation.lineages)
             features = encoded(self._encoder(), images)
             poll = poll_arrays(features, generation.conditions_N, self._weights())
             write_atomically(arrays, save(poll))
@@ -105,9 +107,7 @@ class Voting:
         generation = self._asked(vote)
         result = result_of(np.asarray(total_N), deviation, generation.conditions_N)
         undecided = tuple(self.study.conditions[place] for place in result.undecided)
-        decided_N = ~np.isin(generation.conditions_N, result.undecided)
-        elected = int(np.count_nonzero(result.shares_N[decided_N]))
-        tally = Tally(vote, deviation, elected, undecided)
+        tally = Tally(vote, deviation, int(np.count_nonzero(result.heard_N)), undecided)
         path = self._file("tally", vote)
         write_atomically(path, save({VOTES: np.asarray(total_N)}))
         write_json(path.with_suffix(".json"), asdict(tally))
@@ -119,12 +119,17 @@ class Voting:
         Raises:
             RunError: The folder lacks the vote.
         """
-        return self._population(self._asked(vote), self._result(vote))
+        asked, result = self._asked(vote), self._result(vote)
+        parents = parents_of(self.study, asked, result)
+        return self._population(parents.generation, parents.shares_N)
 
-    def _population(self, generation: Generation, result: Result) -> VotedPopulation:
-        study = self.study
-        return VotedPopulation.of(
-            study.conditions, study.image_size, study.votes.variation, generation, result
+    def _population(
+        self, generation: Generation, shares_N: NDArray[np.float64] | None = None
+    ) -> VotedPopulation:
+        study, count = self.study, len(generation.lineages)
+        shares_N = np.ones(count) if shares_N is None else shares_N
+        return VotedPopulation(
+            study.conditions, study.image_size, study.votes.variation, Parents(generation, shares_N)
         )
 
     def _generation(self, vote: int) -> Generation:

@@ -87,7 +87,7 @@ def _undecided(rounds: list[dict[str, Any]]) -> str:
     if undecided := votes[-1]["undecided"]:
         said += (
             f" For {', '.join(undecided)} none did: too few patients have it for what the noise "
-            "hides, and the phantoms stay as the simulator draws them."
+            "hides. Its phantoms take after the winners of the other conditions, with its disease."
         )
     return f"<h2>Votes</h2><p>{escape(said)}</p>"
 

@@ -9,7 +9,7 @@ Axis letters: N candidates.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +47,26 @@ class Result:
     """What a vote comes to.
 
     Attributes:
-        shares_N: Of each candidate within its condition; those of a condition add up to 1.
-        undecided: Places of the conditions in which nobody stood out of the noise; all their
-            candidates have equal shares, as in the prior.
+        heard_N: Noisy votes of each candidate that stood out of the noise, 0 of the others.
+        undecided: Places of the conditions in which nobody did.
     """
 
-    shares_N: NDArray[np.float64]
+    heard_N: NDArray[np.float64]
     undecided: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parents:
+    """From whom the next phantoms descend.
+
+    Attributes:
+        generation: Who they are; a winner stands here for its own condition and, drawn with
+            another disease, for others.
+        shares_N: Of each within its condition; those of a condition add up to 1.
+    """
+
+    generation: Generation
+    shares_N: NDArray[np.float64]
 
 
 def first_generation(study: Study) -> Generation:
@@ -81,7 +94,7 @@ def first_generation(study: Study) -> Generation:
 def result_of(
     votes_N: NDArray[np.floating], noise_deviation: float, conditions_N: NDArray[np.int64]
 ) -> Result:
-    """Read noisy votes: who stands out of the noise, and with what share.
+    """Read noisy votes: who stands out of the noise.
 
     Within each condition those are heard who stand out by the rule of Benjamini and Hochberg
     (1995): of them, a fifth at most is expected to be noise. Where there is nothing but noise, four
@@ -92,69 +105,116 @@ def result_of(
         noise_deviation: Standard deviation of the noise in each.
         conditions_N: Conditions of the candidates.
     """
-    shares_N = np.zeros(len(votes_N))
+    heard_N = np.zeros(len(votes_N))
     undecided = []
     for condition in np.unique(conditions_N):
         standing = conditions_N == condition
         by_chance = norm.sf(votes_N[standing] / noise_deviation)
         stands_out = false_discovery_control(by_chance, method="bh") <= FALSE_SHARE
-        heard = np.where(stands_out, votes_N[standing], 0.0).astype(np.float64)
-        if heard.sum() > 0:
-            shares_N[standing] = heard / heard.sum()
-        else:
-            shares_N[standing] = 1 / np.count_nonzero(standing)
+        # A vote below zero is noise, whatever the rule says.
+        heard_N[standing] = np.where(stands_out, np.maximum(votes_N[standing], 0), 0)
+        if not heard_N[standing].any():
             undecided.append(int(condition))
-    return Result(shares_N, tuple(undecided))
+    return Result(heard_N, tuple(undecided))
 
 
-def next_generation(study: Study, before: Generation, result: Result, vote: int) -> Generation:
+def parents_of(study: Study, voted: Generation, result: Result) -> Parents:
+    """Choose from whom the next phantoms descend.
+
+    The few whom a rare condition elects are not all that its patients are like, and their
+    photographs were taken by the same cameras as everyone's. So the winners of all conditions have
+    a say in each, as eyes with its disease: with an effective number of n winners of its own,
+    `n / (n + trusted_ancestors)` of the say is theirs, the rest is that of all. A condition
+    without winners of its own takes after all, and where there are none at all, every candidate is
+    as good as the others.
+
+    Args:
+        study: The study.
+        voted: The candidates of a vote.
+        result: Of the vote.
+    """
+    everyone = np.flatnonzero(result.heard_N)
+    lineages: list[Lineage] = []
+    conditions: list[int] = []
+    shares: list[NDArray[np.float64]] = []
+    for condition in np.unique(voted.conditions_N):
+        own = np.flatnonzero(voted.conditions_N == condition)
+        if len(everyone) == 0:
+            lineages += [voted.lineages[place] for place in own]
+            shares.append(np.full(len(own), 1 / len(own)))
+            conditions += [int(condition)] * len(own)
+            continue
+        own = own[result.heard_N[own] > 0]
+        of_own = result.heard_N[own] / max(result.heard_N[own].sum(), np.finfo(float).tiny)
+        effective = 1 / np.square(of_own).sum() if len(own) else 0.0
+        trusted = study.votes.trusted_ancestors
+        say = effective / (effective + trusted) if effective else 0.0
+        lineages += [voted.lineages[place] for place in own]
+        shares.append(say * of_own)
+        conditions += [int(condition)] * len(own)
+        if say < 1:
+            name = study.conditions[condition]
+            lineages += [_with_disease(voted.lineages[place], name) for place in everyone]
+            shares.append((1 - say) * result.heard_N[everyone] / result.heard_N[everyone].sum())
+            conditions += [int(condition)] * len(everyone)
+    return Parents(
+        Generation(tuple(lineages), np.array(conditions, dtype=np.int64)), np.concatenate(shares)
+    )
+
+
+def next_generation(study: Study, voted: Generation, result: Result, vote: int) -> Generation:
     """Put up the candidates of the next vote: the best of this one, and children of all of them.
 
     Args:
         study: The study.
-        before: The candidates of this vote.
+        voted: The candidates of this vote.
         result: Of this vote.
         vote: Number of this vote, from 1; decides the draws.
     """
     rng = _rng(study, _CHILDREN, vote)
+    parents = parents_of(study, voted, result)
     lineages: list[Lineage] = []
     conditions: list[int] = []
-    for condition in np.unique(before.conditions_N):
-        standing = np.flatnonzero(before.conditions_N == condition)
-        shares = result.shares_N[standing]
-        best = standing[np.argsort(-shares, kind="stable")]
-        survivors = best[: min(int(_SURVIVING * len(standing)), np.count_nonzero(shares))]
-        lineages += [before.lineages[place] for place in survivors]
-        lineages += children_of(before, standing, shares, len(standing) - len(survivors), rng)
+    for condition in np.unique(voted.conditions_N):
+        standing = np.flatnonzero(voted.conditions_N == condition)
+        heard = result.heard_N[standing]
+        best = standing[np.argsort(-heard, kind="stable")]
+        # Where nobody was elected, all are as good as each other, and half of them stay.
+        elected = np.count_nonzero(heard) or len(standing)
+        survivors = best[: min(int(_SURVIVING * len(standing)), elected)]
+        lineages += [voted.lineages[place] for place in survivors]
+        lineages += children_of(parents, int(condition), len(standing) - len(survivors), rng)
         conditions += [int(condition)] * len(standing)
     return Generation(tuple(lineages), np.array(conditions, dtype=np.int64))
 
 
 def children_of(
-    before: Generation,
-    standing: NDArray[np.int64],
-    shares: NDArray[np.float64],
-    count: int,
-    rng: np.random.Generator,
+    parents: Parents, condition: int, count: int, rng: np.random.Generator
 ) -> Sequence[Lineage]:
-    """Draw children of candidates.
+    """Draw children of the parents of a condition.
 
     Args:
-        before: The generation.
-        standing: Places of the candidates that may have children.
-        shares: Of each, adding up to 1.
+        parents: All of them.
+        condition: Its place in the study's.
         count: Number of children.
         rng: Source of the draws.
     """
+    standing = np.flatnonzero(parents.generation.conditions_N == condition)
+    shares = parents.shares_N[standing]
     # Both numbers of a child lie together, so that more children begin with the fewer.
     draws_2N = rng.random((count, 2)).T
     bounds = np.cumsum(shares) / shares.sum()
-    parents = standing[np.minimum(np.searchsorted(bounds, draws_2N[0], "right"), len(shares) - 1)]
+    places = standing[np.minimum(np.searchsorted(bounds, draws_2N[0], "right"), len(shares) - 1)]
     seeds = (draws_2N[1] * 2**31).astype(np.int64)
     return [
-        before.lineages[parent].child(int(seed))
-        for parent, seed in zip(parents, seeds, strict=True)
+        parents.generation.lineages[place].child(int(seed))
+        for place, seed in zip(places, seeds, strict=True)
     ]
+
+
+def _with_disease(lineage: Lineage, condition: str) -> Lineage:
+    """The same photograph of an eye that has another condition, if that one has a look."""
+    return replace(lineage, condition=condition) if condition in PHANTOM_CONDITIONS else lineage
 
 
 def _drawn_as(condition: str, rng: np.random.Generator) -> str:

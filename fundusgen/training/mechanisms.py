@@ -4,6 +4,7 @@ Everything here follows from the study alone, and for a study that has begun fro
 events in the ledger: the noise multiplier of a stage is found before its first round and kept.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +13,7 @@ from fundusgen.models.factory import build_model, reply_names
 from fundusgen.privacy.accounting import calibrate_noise_multiplier
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.ledger_rows import LedgerRow
-from fundusgen.study import Stage, Study
+from fundusgen.study import DPSGDStage, Stage, Study
 
 _BYTES_PER_NUMBER = 4
 
@@ -85,6 +86,17 @@ def noise_for(study: Study, stage: Stage) -> float:
         study.dpsgd_steps,
         before,
     )
+
+
+def noise_of_reply(stage: DPSGDStage, noise_multiplier: float, declared_patients: int) -> float:
+    """Standard deviation of the noise in each weight of a reply, where sites take steps of SGD.
+
+    A step moves a weight by the learning rate times noise of deviation `noise_multiplier *
+    max_grad_norm`, over the public batch size; those of a round add up. Of public numbers alone.
+    """
+    batch = stage.sample_rate * declared_patients
+    step = stage.learning_rate * noise_multiplier * stage.max_grad_norm / batch
+    return step * math.sqrt(stage.steps_per_round)
 
 
 def reply_bytes(study: Study, stage: Stage) -> int:

@@ -19,7 +19,7 @@ from fundusgen.phantom import SIMULATOR_VERSION
 from fundusgen.phantom.patients import drawn_eye
 from fundusgen.phantom.variation import Lineage, render_lineages
 from fundusgen.storage import write_json
-from fundusgen.training.evolution import Generation, Result, children_of
+from fundusgen.training.evolution import Generation, Parents, children_of
 
 POPULATION_FILE = "population.json"
 FORMAT = 1
@@ -33,15 +33,13 @@ class VotedPopulation:
         conditions: Names, in the study's order.
         image_size: Side of the study's images in pixels.
         variation: How far a drawn phantom differs from the winner it descends from.
-        generation: The candidates of the last vote.
-        shares_N: Of each within its condition; those of a condition add up to 1.
+        parents: Whom the phantoms that are drawn descend from.
     """
 
     conditions: tuple[str, ...]
     image_size: int
     variation: float
-    generation: Generation
-    shares_N: NDArray[np.float64]
+    parents: Parents
 
     def place(self, condition: str) -> int:
         """Return the place of a condition.
@@ -67,11 +65,8 @@ class VotedPopulation:
             rng = np.random.Generator(
                 np.random.PCG64(np.random.SeedSequence([seed, 0xC417D, int(condition)]))
             )
-            standing = np.flatnonzero(self.generation.conditions_N == condition)
             places = np.flatnonzero(conditions_N == condition)
-            children = children_of(
-                self.generation, standing, self.shares_N[standing], len(places), rng
-            )
+            children = children_of(self.parents, int(condition), len(places), rng)
             drawn |= dict(zip(places.tolist(), children, strict=True))
         return tuple(drawn[place] for place in range(len(conditions_N)))
 
@@ -102,23 +97,6 @@ class VotedPopulation:
             images_NSSC[left_N] = images_NSSC[left_N, :, ::-1]
         return images_NSSC
 
-    @classmethod
-    def of(
-        cls,
-        conditions: tuple[str, ...],
-        image_size: int,
-        variation: float,
-        generation: Generation,
-        result: Result,
-    ) -> "VotedPopulation":
-        """Take over a vote's result, without those who got nothing."""
-        heard_N = np.flatnonzero(result.shares_N)
-        kept = Generation(
-            tuple(generation.lineages[place] for place in heard_N),
-            generation.conditions_N[heard_N],
-        )
-        return cls(conditions, image_size, variation, kept, result.shares_N[heard_N])
-
 
 def eye_of(lineage: Lineage) -> str:
     """Return which eye a phantom shows: "L" or "R"."""
@@ -135,8 +113,8 @@ def save_population(folder: Path, population: VotedPopulation) -> None:
             "conditions": list(population.conditions),
             "image_size": population.image_size,
             "variation": population.variation,
-            "shares": population.shares_N.tolist(),
-            **described(population.generation),
+            "shares": population.parents.shares_N.tolist(),
+            **described(population.parents.generation),
         },
     )
 
@@ -155,8 +133,7 @@ def load_population(folder: Path) -> VotedPopulation:
             tuple(map(str, content["conditions"])),
             int(content["image_size"]),
             float(content["variation"]),
-            generation_of(content),
-            np.array(content["shares"], dtype=np.float64),
+            Parents(generation_of(content), np.array(content["shares"], dtype=np.float64)),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
@@ -164,10 +141,11 @@ def load_population(folder: Path) -> VotedPopulation:
             expected=f"{POPULATION_FILE}, as a study with votes leaves it",
             remedy="Give a finished run of a study with votes",
         ) from error
-    if len(population.shares_N) != len(population.generation.lineages):
+    parents = population.parents
+    if len(parents.shares_N) != len(parents.generation.lineages):
         raise ModelError(
-            f"The population in {folder} has {len(population.shares_N)} shares for "
-            f"{len(population.generation.lineages)} phantoms",
+            f"The population in {folder} has {len(parents.shares_N)} shares for "
+            f"{len(parents.generation.lineages)} phantoms",
             expected="one of each",
             remedy="Give a finished run of a study with votes",
         )

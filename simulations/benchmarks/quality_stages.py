@@ -26,7 +26,7 @@ from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
 from fundusgen.training.fitting import fit, weights_of
 from fundusgen.training.local import load_model, prepare_round, train_round
-from fundusgen.training.mechanisms import noise_for
+from fundusgen.training.mechanisms import noise_for, noise_of_reply
 from fundusgen.training.poll import load_poll
 from fundusgen.training.voting import cast_votes, prepare_vote
 from server.postprocess import Postprocess
@@ -190,7 +190,7 @@ def train(context: Context, server: Postprocess, epsilon: float | None) -> None:
     study, noise = server.study, noise_of(server.study, "dpsgd", epsilon)
     patients = patients_of(context)
     for round_number in study.stage_rounds["dpsgd"]:
-        replies = []
+        replies, noises = [], []
         for site in patients.values():
             round_there = prepare_round(
                 study,
@@ -203,8 +203,10 @@ def train(context: Context, server: Postprocess, epsilon: float | None) -> None:
                 device=torch.device("cpu"),
                 batch_patients=_BATCH_PATIENTS,
             )
-            replies.append((float(declared(len(site))), train_round(round_there)))
-        server.finish_round(round_number, replies, sites=[], seconds=0.0)
+            share = float(declared(len(site)))
+            replies.append((share, train_round(round_there)))
+            noises.append((share, noise_of_reply(study.dpsgd, noise, declared(len(site)))))
+        server.finish_round(round_number, replies, noises, sites=[], seconds=0.0)
 
 
 def noise_of(study: Study, stage: Any, epsilon: float | None) -> float:

@@ -36,13 +36,16 @@ _HOSPITALS = (
     ("amber", (1.0, 1.2, 1.1), 0.9),
 )
 _PATIENTS, _SIZE_PX, _IMAGES = 1000, 64, 1000
-_BASE: dict[str, Any] = {"rounds": 4, "candidates": 1000, "nearest": 1, "variation": 0.3}
+_BASE: dict[str, Any] = {
+    "rounds": 4, "candidates": 1000, "nearest": 1, "variation": 0.3, "trusted_ancestors": 6.0,
+}  # fmt: skip
 # One setting is changed at a time.
 _TRIED: dict[str, Sequence[Any]] = {
     "rounds": (2, 4, 8),
     "variation": (0.15, 0.3, 0.5),
     "nearest": (1, 3),
     "candidates": (300, 1000, 2000, 4000),
+    "trusted_ancestors": (0.0, 2.0, 6.0, 20.0),
 }
 
 

@@ -17,7 +17,7 @@ from fundusgen.models.generator import save_generator
 from fundusgen.phantom.variation import Lineage
 from fundusgen.site import SiteFolder
 from fundusgen.study import Study
-from fundusgen.training.evolution import Generation, Result
+from fundusgen.training.evolution import Generation, Parents
 from fundusgen.training.population import VotedPopulation, save_population
 
 STUDY = Study.model_validate(
@@ -176,8 +176,8 @@ def voted_folder(run_folder) -> Path:
         for number, condition in enumerate([*STUDY.conditions] * 2)
     )
     generation = Generation(lineages, np.arange(6, dtype=np.int64) % 3)
-    everyone = Result(np.full(6, 0.5), ())
-    population = VotedPopulation.of(STUDY.conditions, STUDY.image_size, 0.2, generation, everyone)
+    everyone = Parents(generation, np.full(6, 0.5))
+    population = VotedPopulation(STUDY.conditions, STUDY.image_size, 0.2, everyone)
     save_population(run_folder / "generator", population)
     return run_folder
 

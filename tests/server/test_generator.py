@@ -22,6 +22,9 @@ from fundusgen.training.prior_file import save_prior
 from server.generator import GeneratorServer, Health
 from server.postprocess import Postprocess
 
+# Share of each site, and the noise in its reply.
+NOISES = [(1.0, 0.1), (3.0, 0.1)]
+
 
 def study(prior: bool = True, **model: object) -> Study:
     return Study.model_validate(
@@ -76,7 +79,9 @@ def replies(
 
 
 def finish(chosen: Study, server: Postprocess, number: int) -> Weights:
-    return server.finish_round(number, replies(chosen, server, number), sites=[], seconds=0.0)
+    return server.finish_round(
+        number, replies(chosen, server, number), NOISES, sites=[], seconds=0.0
+    )
 
 
 def moved(before: Weights, after: Weights) -> set[str]:
@@ -89,7 +94,7 @@ def test_a_round_moves_the_private_part_to_the_average_and_lets_the_generator_le
     chosen = study()
     server = Postprocess(chosen, folders(chosen))
     before, sent = dict(server.state.weights), replies(chosen, server, 1)
-    after = server.finish_round(1, sent, sites=[], seconds=0.0)
+    after = server.finish_round(1, sent, NOISES, sites=[], seconds=0.0)
     changed = moved(before, after)
     of_discriminator = {name for name in changed if name.startswith("discriminator.")}
     assert of_discriminator == set(reply_names(chosen))
@@ -106,7 +111,7 @@ def test_sites_that_train_the_generator_leave_the_server_nothing_to_train(folder
     chosen = study(generator="sites")
     server = Postprocess(chosen, folders(chosen))
     sent = replies(chosen, server, 1)
-    after = server.finish_round(1, sent, sites=[], seconds=0.0)
+    after = server.finish_round(1, sent, NOISES, sites=[], seconds=0.0)
     name = "generator.root.weight"
     expected = 0.25 * sent[0][1][name] + 0.75 * sent[1][1][name]
     np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-6)
@@ -137,7 +142,7 @@ def test_an_ensemble_teaches_something_else_than_the_average(folders) -> None:
         chosen = study(ensemble=ensemble)
         server = Postprocess(chosen, folders(chosen, f"run-{ensemble}"))
         sent = replies(chosen, server, 1, scale=1.0)
-        after = server.finish_round(1, sent, sites=[], seconds=0.0)
+        after = server.finish_round(1, sent, NOISES, sites=[], seconds=0.0)
         taught.append(after["generator.root.weight"])
     assert (taught[0] != taught[1]).any()
 

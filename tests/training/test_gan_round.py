@@ -15,6 +15,7 @@ from fundusgen.privacy.clipping import clipped_sum, per_patient_gradients
 from fundusgen.privacy.noise import FastNoise
 from fundusgen.study import Study
 from fundusgen.training.local import load_model, prepare_round, train_round
+from fundusgen.training.mechanisms import noise_of_reply
 from fundusgen.training.patient_loss import GanLoss, PatientViews
 
 SIZE = 32
@@ -148,3 +149,23 @@ def test_sites_that_train_the_generator_send_it_too() -> None:
     assert "generator.root.weight" in changed
     # What is frozen of the discriminator stays.
     assert not any(name.startswith("discriminator.blocks") for name in reply)
+
+
+def test_the_noise_in_a_reply_is_what_the_server_takes_it_to_be() -> None:
+    chosen = small_study(
+        model={"kind": "gan", "width": 4, "latent": 4, "discriminator_width": 4,
+               "private": ["discriminator.*"]},
+        stages={"dpsgd": {"steps_per_round": 3, "sample_rate": 0.5, "views_per_patient": 1,
+                          "optimizer": "sgd", "learning_rate": 0.2, "max_grad_norm": 0.5}},
+    )  # fmt: skip
+    sent = {name: value.numpy().copy() for name, value in gan(chosen).state_dict().items()}
+    prepared = prepare_round(
+        chosen, load_model(chosen, sent), patients(0), round_number=1, noise_multiplier=2.0,
+        declared_patients=40, noise=FastNoise(), device=torch.device("cpu"), batch_patients=4,
+    )  # fmt: skip
+    reply = train_round(prepared)
+    # Without patients, a reply is nothing but noise.
+    moved = np.concatenate([(reply[name] - sent[name]).ravel() for name in reply])
+    expected = noise_of_reply(chosen.dpsgd, 2.0, 40)
+    assert moved.std() == pytest.approx(expected, rel=0.05)
+    assert abs(moved.mean()) < 0.05 * expected

@@ -7,7 +7,7 @@ import pytest
 from small_votes import votes_study
 
 from fundusgen.errors import ModelError
-from fundusgen.training.evolution import Result, first_generation
+from fundusgen.training.evolution import Parents, first_generation
 from fundusgen.training.population import (
     POPULATION_FILE,
     VotedPopulation,
@@ -22,9 +22,7 @@ def population(*, elected: list[int]) -> VotedPopulation:
     generation = first_generation(study)
     shares_N = np.zeros(len(generation.lineages))
     shares_N[elected] = 1.0
-    return VotedPopulation.of(
-        study.conditions, study.image_size, 0.1, generation, Result(shares_N, ())
-    )
+    return VotedPopulation(study.conditions, study.image_size, 0.1, Parents(generation, shares_N))
 
 
 def test_every_phantom_that_is_drawn_descends_from_a_winner_of_its_condition() -> None:
@@ -54,8 +52,8 @@ def test_a_population_is_read_as_it_was_written(tmp_path) -> None:
     save_population(tmp_path, written)
     read = load_population(tmp_path)
     assert read.conditions == written.conditions
-    assert read.generation.lineages == written.generation.lineages
-    assert np.array_equal(read.shares_N, written.shares_N)
+    assert read.parents.generation.lineages == written.parents.generation.lineages
+    assert np.array_equal(read.parents.shares_N, written.parents.shares_N)
     lineages = read.lineages(np.array([0, 1]), seed=0)
     assert np.array_equal(read.images(lineages), written.images(lineages))
 
