@@ -108,7 +108,7 @@ class GANSettings(ModelSettings):
     kind: Literal["gan"]
     discriminator_width: Annotated[int, Field(ge=4, le=256)] = 32
     loss: AdversarialLoss = "logistic"
-    private: Patterns = ("discriminator.*vote.*", "discriminator.embedding.*")
+    private: Patterns = ("discriminator.patch_vote.*", "discriminator.embedding.*")
     drawn: Annotated[int, Field(ge=1, le=4096)] = 8
     generator: Literal["server", "sites"] = "server"
     ensemble: bool = False
@@ -191,7 +191,7 @@ class VotesStage(Settings):
     candidates: Annotated[int, Field(ge=2, le=100_000)] = 1000
     nearest: Annotated[int, Field(ge=1, le=1000)] = 1
     variation: Annotated[float, Field(ge=0, le=1)] = 0.3
-    trusted_ancestors: Annotated[float, Field(ge=0, le=1000)] = 6.0
+    trusted_ancestors: Annotated[float, Field(ge=0, le=1000)] = 2.0
     refit_phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
     refit_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1500
 

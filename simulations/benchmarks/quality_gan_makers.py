@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from server.postprocess import Postprocess
 from simulations.benchmarks.quality_context import Context
 from simulations.benchmarks.quality_stages import (
+    DPSGD,
     after_votes,
     drawn,
     fitted_on_patients,
@@ -42,15 +43,24 @@ def gan_tuned(
     epsilon: float | None,
     seed: int,
     *,
-    model: Mapping[str, Any] = _GAN,
+    model: Mapping[str, Any] = {},
     dpsgd: Mapping[str, Any] = {},
-    rounds: int = _ROUNDS,
-    federation: Mapping[str, Any] = _FEDERATION,
+    federation: Mapping[str, Any] = {},
 ) -> NDArray[np.uint8]:
-    """Draw from the GAN after its prior and DP-SGD on a part of its discriminator."""
+    """Draw from the GAN after its prior and DP-SGD on a part of its discriminator.
+
+    Args:
+        context: Gives the hospitals.
+        epsilon: Of the study; None where nothing is to be hidden.
+        seed: Of the study.
+        model: Settings of the GAN that are not the default.
+        dpsgd: The same of the stage.
+        federation: The same of the federation.
+    """
     study = study_of(
-        context, seed, epsilon, {"votes": None, **({"dpsgd": dict(dpsgd)} if dpsgd else {})},
-        prior=_PRIOR, model=model, rounds=rounds, federation=federation,
+        context, seed, epsilon, {"votes": None, "dpsgd": {**DPSGD, **dpsgd}},
+        prior=_PRIOR, model={**_GAN, **model}, rounds=_ROUNDS,
+        federation={**_FEDERATION, **federation},
     )  # fmt: skip
     server = Postprocess(study, prepared(context, study, f"gan-{epsilon}-{seed}"))
     train(context, server, epsilon)
@@ -59,7 +69,7 @@ def gan_tuned(
 
 def gan_at_sites(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """As `gan_tuned`, with generators that are trained at the sites and averaged."""
-    return gan_tuned(context, epsilon, seed, model={**_GAN, "generator": "sites"})
+    return gan_tuned(context, epsilon, seed, model={"generator": "sites"})
 
 
 def gan_voted(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:

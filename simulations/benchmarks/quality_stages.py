@@ -42,7 +42,7 @@ ROUNDS = 40
 # What of the VAE is tuned on patients.
 TUNED: Mapping[str, Any] = {"private": ["decoder.*modulation*"]}
 _BATCH_PATIENTS = 32
-_DPSGD: Mapping[str, Any] = {
+DPSGD: Mapping[str, Any] = {
     "steps_per_round": 1, "sample_rate": 0.25, "views_per_patient": 1, "optimizer": "sgd",
     "learning_rate": 0.1,
 }  # fmt: skip
@@ -74,7 +74,7 @@ def study_of(
         rounds: Of DP-SGD.
         federation: What differs from the settings of `real.yaml`.
     """
-    chosen = {"dpsgd": _DPSGD, **stages}
+    chosen = {"dpsgd": DPSGD, **stages}
     return Study.model_validate(
         {
             "study_id": "quality",
@@ -118,7 +118,7 @@ def after_votes(
         **study_settings: See `study_of`.
     """
     stages: dict[str, Any] = {"votes": dict(votes)}
-    stages["dpsgd"] = None if dpsgd is None else {**_DPSGD, **dpsgd}
+    stages["dpsgd"] = None if dpsgd is None else {**DPSGD, **dpsgd}
     if not refit:
         stages["votes"]["refit_steps"] = 0
     # Where nothing is refitted, nobody looks at the prior.

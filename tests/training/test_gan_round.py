@@ -16,7 +16,7 @@ from fundusgen.privacy.noise import FastNoise
 from fundusgen.study import Study
 from fundusgen.training.local import load_model, prepare_round, train_round
 from fundusgen.training.mechanisms import noise_of_reply
-from fundusgen.training.patient_loss import GanLoss, PatientViews
+from fundusgen.training.patient_loss import GAN_SCALE, GanLoss, PatientViews
 
 SIZE = 32
 
@@ -64,8 +64,9 @@ def test_a_patients_gradient_is_that_of_their_image_and_of_drawn_ones_of_their_c
         own = model(images[0], conditions[0]).mean()
         condition = int(conditions[0, 0])
         against = model(drawn_CM[condition], torch.full((3,), condition), drawn=True).mean()
-        slow = torch.autograd.grad(own + against, list(task.private.values()))
-        torch.testing.assert_close(losses[patient], (own + against).detach())
+        paid = GAN_SCALE * (own + against)
+        slow = torch.autograd.grad(paid, list(task.private.values()))
+        torch.testing.assert_close(losses[patient], paid.detach())
         for name, expected in zip(task.private, slow, strict=True):
             torch.testing.assert_close(rows[name][patient], expected, rtol=1e-4, atol=1e-6)
 

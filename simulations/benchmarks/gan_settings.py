@@ -1,0 +1,91 @@
+"""What makes a GAN learn under noise: settings tried on phantom hospitals, one at a time.
+
+Run as `python -m simulations.benchmarks.gan_settings --out DIR`; goes on where it stopped. The
+hospitals are those of `vote_settings`: phantoms, developed in a way that the simulator does not
+know. A GAN that has learned from phantoms is trained on them by DP-SGD, and what is measured is
+the KID of what it then draws to patients who took no part, by ImageNet features. The defaults of a
+study's GAN were chosen by this table, and not by any photograph of a patient.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fundusgen.evaluation.imagenet import ImageNetFeatures
+from fundusgen.storage import write_atomically
+from simulations.benchmarks.quality_context import Context, Row, mixed_labels
+from simulations.benchmarks.quality_gan_makers import gan_prior, gan_tuned
+from simulations.benchmarks.quality_hospitals import Settings, load_hospitals
+from simulations.benchmarks.quality_judge import Judge
+from simulations.benchmarks.vote_settings import write_hospitals
+
+_SIZE_PX, _IMAGES = 64, 1000
+# What is tried besides a study's defaults: of the model, of the stage, of the federation.
+_TRIED: dict[str, dict[str, dict[str, Any]]] = {
+    "defaults": {},
+    "waits for nothing": {"model": {"accuracy_floor": 0.0}},
+    "2 steps of the generator": {"model": {"generator_steps": 2}},
+    "16 steps of the generator": {"model": {"generator_steps": 16}},
+    "phantoms have no say": {"model": {"phantoms_say": 0.0}},
+    "phantoms have twice the say": {"model": {"phantoms_say": 2.0}},
+    "all of the discriminator": {"model": {"private": ["discriminator.*"]}},
+    "votes of patches alone": {
+        "model": {"private": ["discriminator.patch_vote.*", "discriminator.embedding.*"]}
+    },
+    "hinge loss": {"model": {"loss": "hinge"}},
+    "ensemble": {"model": {"ensemble": True}},
+    "generator at the sites": {"model": {"generator": "sites"}},
+    "a tenth of the patients a step": {"dpsgd": {"sample_rate": 0.1}},
+    "half of the patients a step": {"dpsgd": {"sample_rate": 0.5}},
+    "4 steps a round": {"dpsgd": {"steps_per_round": 4}},
+    "noise out of Adam's moments": {"federation": {"server_optimizer": "adam_bc"}},
+    "average without Adam": {
+        "federation": {"server_optimizer": "average"}, "dpsgd": {"learning_rate": 0.05},
+    },
+}  # fmt: skip
+
+
+def measure(out: Path, epsilon: float, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Train with every setting in turn and measure what is drawn.
+
+    The table does not know the code that made it: delete it when makers change.
+    """
+    data = out / "hospitals"
+    write_hospitals(data)
+    settings = Settings(data, out, out / "cache", _IMAGES, _SIZE_PX, replicates=50)
+    hospitals = load_hospitals(settings)
+    judge = Judge(settings, hospitals, [ImageNetFeatures()])
+    (out / "work").mkdir(exist_ok=True)
+    context = Context(hospitals.train, _SIZE_PX, mixed_labels(_IMAGES), out / "work")
+    table = out / "gan-settings.json"
+    found: list[dict[str, Any]] = json.loads(table.read_bytes()) if table.is_file() else []
+    known = {(row["setting"], row["epsilon"]) for row in found}
+    for name in ("the prior alone", *names):
+        wanted = None if name == "the prior alone" else epsilon
+        if (name, wanted) in known:
+            continue
+        if wanted is None:
+            images_NSSC = gan_prior(context, None, 0)
+        else:
+            images_NSSC = gan_tuned(context, wanted, 0, **_TRIED[name])
+        record = judge.record(Row("gan", wanted, 0, images_NSSC))
+        kid = 1000 * record["metrics"]["imagenet"]["kid"]["value"]
+        found.append({"setting": name, "epsilon": wanted, "kid": kid})
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+        write_atomically(table, json.dumps(found, indent=2).encode())
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.gan_settings")
+    parser.add_argument("--out", type=Path, default=Path("runs/gan-settings"))
+    parser.add_argument("--epsilon", type=float, default=8.0)
+    parser.add_argument("--only", nargs="+", choices=tuple(_TRIED), default=tuple(_TRIED))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    measure(options.out, options.epsilon, options.only)
