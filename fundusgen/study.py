@@ -92,8 +92,8 @@ class GANSettings(ModelSettings):
         drawn: Images drawn of each condition for a step of the discriminator, whatever the
             patients in it.
         generator: Who trains the generator, after each round: the `server` against the average
-            of the discriminators, or the `sites`, each against its own, whose generators are
-            averaged too.
+            of the discriminators, or the `sites`, each against its own; their generators are
+            averaged, whatever the server's optimizer.
         ensemble: Whether the server trains it against the discriminators of all sites instead of
             their average.
         generator_steps: Most steps of the generator in a round.
@@ -102,13 +102,14 @@ class GANSettings(ModelSettings):
         accuracy_floor: The generator waits while the discriminator knows a smaller share of
             drawn images for what they are; 0 never waits.
         phantoms_say: Weight of a second, public discriminator that the server trains on phantoms
-            meanwhile, so that nothing learned from them is forgotten; 0 does without.
+            meanwhile, so that nothing learned from them is forgotten; 0 does without. Only of a
+            study with a prior, and of no matter where sites train the generator.
     """
 
     kind: Literal["gan"]
     discriminator_width: Annotated[int, Field(ge=4, le=256)] = 32
     loss: AdversarialLoss = "logistic"
-    private: Patterns = ("discriminator.patch_vote.*", "discriminator.embedding.*")
+    private: Patterns = ("discriminator.*vote.*", "discriminator.embedding.*")
     drawn: Annotated[int, Field(ge=1, le=4096)] = 8
     generator: Literal["server", "sites"] = "server"
     ensemble: bool = False

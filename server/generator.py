@@ -88,6 +88,7 @@ class GeneratorServer:
     def __init__(self, study: Study, phantoms: Phantoms | None, first: Weights) -> None:
         """Measure where the generator begins."""
         self.study, self.phantoms = study, phantoms
+        self._first = first
         # Random weights draw everything alike: they set no floor.
         at_first = self._diversity(first) if study.prior else None
         self.floor = _FLOOR * (at_first or 0.0)
@@ -118,7 +119,10 @@ class GeneratorServer:
                 Judge(self._model({**now, **reply}).discriminator, share / whole)
                 for share, reply in replies
             ]
-        training = GeneratorTraining(model, settings, judges, self._critic(before))
+        # The public discriminator begins as one that no patient has trained: what the sites were
+        # sent first, or, where it has to begin anew, the prior's.
+        public = before if round_number == self.study.votes_rounds + 1 else self._first
+        training = GeneratorTraining(model, settings, judges, self._critic(public))
         training.go_on(state)
         seed = np.random.SeedSequence([self.study.seed, round_number]).generate_state(1)[0]
         report = training.run(torch.Generator().manual_seed(int(seed)))
@@ -127,11 +131,12 @@ class GeneratorServer:
             for name, value in model.state_dict().items()
             if name.startswith("generator.")
         }
-        if not all(np.isfinite(array).all() for array in weights.values()):
+        state = training.state()
+        if not all(np.isfinite(array).all() for array in (*weights.values(), *state.values())):
             log.warning("round %d: the generator diverged; its steps are taken back", round_number)
             kept = {name: before[name] for name in weights}
             return Trained(kept, {}, GeneratorReport(0, report.accuracy))
-        return Trained(weights, training.state(), report)
+        return Trained(weights, state, report)
 
     def health(self, weights: Weights) -> Health:
         """Look at what a generator draws."""
@@ -144,13 +149,11 @@ class GeneratorServer:
         load_weights(model, {name: torch.from_numpy(value) for name, value in weights.items()})
         return model.to(_device())
 
-    def _critic(self, before: Weights) -> PublicCritic | None:
+    def _critic(self, public: Weights) -> PublicCritic | None:
         if self._learned_from is None:
             return None
         settings, images_NSSC, conditions_N = self.study.gan, *self._learned_from
-        # It begins as the discriminator that the sites were sent first: later, its own weights are
-        # taken up with the state.
-        discriminator: Discriminator = self._model(before).discriminator
+        discriminator: Discriminator = self._model(public).discriminator
         rate = settings.generator_learning_rate
         return PublicCritic(discriminator, images_NSSC, conditions_N, settings.loss, rate)
 

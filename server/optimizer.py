@@ -15,7 +15,7 @@ from fundusgen.study import FederationSettings
 # learning rate.
 _BETA_1, _BETA_2, _TAU = 0.9, 0.99, 1e-8
 # Share of the noise's variance that is taken to be left of a second moment at least: about the
-# error with which a mean over 1 / (1 - beta_2) steps knows it.
+# error with which a mean over 1 / (1 - beta_2) steps knows it, when there have been that many.
 _LEAST_LEFT = 0.1
 
 
@@ -32,7 +32,7 @@ def server_step(
     Args:
         federation: Which optimizer, its rate and for how many rounds.
         old: Weights that the sites were sent; more than those of `new` are allowed.
-        new: Average of the replies.
+        new: Average of the private part of the replies.
         moments: What the last step returned; empty before the first.
         step: Of the server, from 1.
         noise_variance: Of the noise in each entry of `new`; 0 where it is not known.

@@ -38,6 +38,8 @@ log = logging.getLogger("fundusgen.server")
 
 # Begins the names of the arrays with which the generator of a GAN goes on.
 _GENERATOR = "generator/"
+# Begins the names of its weights.
+_GENERATED = "generator."
 
 
 class Postprocess:
@@ -85,15 +87,18 @@ class Postprocess:
         old = self.state
         # Counted from the first of DP-SGD, as the weights come from a prior or from votes.
         trained = round_number - self.study.votes_rounds
+        new = average(replies)
+        # The generator of sites comes without noise, and from an optimizer of their own.
+        generated = {name: new.pop(name) for name in list(new) if name.startswith(_GENERATED)}
         private, optimizer = server_step(
             self.study.federation,
             old.weights,
-            average(replies),
+            new,
             old.optimizer,
             trained,
             variance_of_average(list(noises)),
         )
-        weights = {**old.weights, **private}
+        weights = {**old.weights, **private, **generated}
         facts: dict[str, object] = {}
         if self.generator is not None and self.study.gan.generator == "server":
             state = {k.removeprefix(_GENERATOR): v for k, v in old.optimizer.items()

@@ -288,7 +288,7 @@ class StudyStrategy(Strategy):
         self.receipts.accept(reply.receipt)
         sent = self._comparable(request)
         require_fit(reply.weights, sent)
-        return Accepted(reply.receipt, reply.weights, distance(reply.weights, sent))
+        return Accepted(reply.receipt, reply.weights, update_norm(reply.weights, sent))
 
     def _comparable(self, request: Request) -> Weights:
         """What a reply must be like, and from which its length is measured."""
@@ -306,6 +306,15 @@ class StudyStrategy(Strategy):
 
     def _share(self, receipt: Receipt) -> float:
         return receipt.declared_patients if self.study.federation.weights == "declared" else 1.0
+
+
+def update_norm(reply: Weights, sent: Weights) -> float:
+    """How far a reply lies from what was sent, in what DP-SGD has clipped.
+
+    A site's generator moves far where it was trained, and not at all where it waited.
+    """
+    clipped = {n: v for n, v in reply.items() if not n.startswith("generator.")}
+    return distance(clipped, {name: sent[name] for name in clipped})
 
 
 def require_receipt(answer: Answer, request: Request) -> None:

@@ -60,7 +60,7 @@ class PreparedRound:
             steps change, and those that `finish` changes.
         steps: How many steps the round takes.
         step: Takes one of them.
-        finish: What is made of the private parameters after the last step, and of them alone.
+        finish: What is made of the private parameters after the last step, without any patient.
     """
 
     released: Mapping[str, nn.Parameter]
@@ -131,6 +131,7 @@ def prepare_round(
     task: PatientTask
     if isinstance(model, GAN):
         task = GanLoss(model, private, views, drawn=study.gan.drawn)
+        _require_finite(task)
     else:
         task = VaeLoss(model, private, views, kl_weight(stage, round_number - study.votes_rounds))
 
@@ -142,13 +143,16 @@ def prepare_round(
         # No patient is asked here: the generator learns from the private discriminator alone.
         training = GeneratorTraining(model, study.gan)
         return PreparedRound(
-            {**private, **generator}, stage.steps_per_round, step, lambda: _take(training)
+            {**private, **generator},
+            stage.steps_per_round,
+            step,
+            lambda: _take(training, generator),
         )
     return PreparedRound(private, stage.steps_per_round, step)
 
 
 def train_round(prepared: PreparedRound) -> Weights:
-    """Take a round's DP-SGD steps and return the private part of the weights.
+    """Take a round's DP-SGD steps and return the weights that are released.
 
     Guarantee: as `prepare_round` says. What the steps report stays in the site's log.
     Edge cases: an empty Poisson batch takes its noise step. A patient whose gradient is not
@@ -180,9 +184,30 @@ def _optimizer(parameters: list[nn.Parameter], stage: DPSGDStage) -> torch.optim
     return torch.optim.Adam(parameters, lr=stage.learning_rate)
 
 
-def _take(training: GeneratorTraining) -> None:
+def _require_finite(task: GanLoss) -> None:
+    """Refuse a round whose drawn images say nothing, before it is paid for. No patient is asked.
+
+    Raises:
+        ModelError: The generator draws images that are not finite, or the loss on them is not.
+    """
+    if not bool(torch.isfinite(task.table()[1]).all()):
+        raise ModelError(
+            "The generator that came in draws images on which the loss is not finite",
+            expected="a generator from which something can be learned",
+            remedy="Tell the study lead: the server's model has diverged",
+        )
+
+
+def _take(training: GeneratorTraining, generator: Mapping[str, nn.Parameter]) -> None:
+    """Let the generator learn, or leave it as it was sent where it diverges."""
+    before = {name: value.detach().clone() for name, value in generator.items()}
     report = training.run(torch.Generator().manual_seed(secrets.randbits(63)))
     log.info(
         "generator: %d steps; %.0f%% of what it drew last was known for drawn",
         report.steps, 100 * report.accuracy,
     )  # fmt: skip
+    if not all(bool(torch.isfinite(value).all()) for value in generator.values()):
+        log.warning("the generator diverged; its steps are taken back")
+        with torch.no_grad():
+            for name, value in generator.items():
+                value.copy_(before[name])

@@ -89,7 +89,7 @@ def noise_for(study: Study, stage: Stage) -> float:
 
 
 def noise_of_reply(stage: DPSGDStage, noise_multiplier: float, declared_patients: int) -> float:
-    """Standard deviation of the noise in each weight of a reply, where sites take steps of SGD.
+    """Standard deviation of the noise in each private weight, where sites take steps of SGD.
 
     A step moves a weight by the learning rate times noise of deviation `noise_multiplier *
     max_grad_norm`, over the public batch size; those of a round add up. Of public numbers alone.

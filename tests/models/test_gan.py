@@ -104,11 +104,12 @@ def test_discriminators_come_in_every_size(width: int, least: float, most: float
     assert least < sum(p.numel() for p in model.discriminator.parameters()) < most
 
 
-def test_by_default_patients_train_the_votes_on_patches() -> None:
+def test_by_default_patients_train_the_votes_of_the_discriminator() -> None:
     names = private_names(gan(), study().model.private)
     assert names == (
         "discriminator.patch_vote.weight", "discriminator.patch_vote.bias",
         "discriminator.embedding.weight",
+        "discriminator.whole_vote.weight", "discriminator.whole_vote.bias",
     )  # fmt: skip
 
 

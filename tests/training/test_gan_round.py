@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from small_study import small_study
 
 from fundusgen.data.patients import PatientDataset
+from fundusgen.errors import ModelError
 from fundusgen.models.factory import build_model, private_names
 from fundusgen.models.gan import GAN
 from fundusgen.privacy.clipping import clipped_sum, per_patient_gradients
 from fundusgen.privacy.noise import FastNoise
 from fundusgen.study import Study
+from fundusgen.training.generator_steps import GeneratorReport, GeneratorTraining
 from fundusgen.training.local import load_model, prepare_round, train_round
 from fundusgen.training.mechanisms import noise_of_reply
 from fundusgen.training.patient_loss import GAN_SCALE, GanLoss, PatientViews
@@ -170,3 +172,57 @@ def test_the_noise_in_a_reply_is_what_the_server_takes_it_to_be() -> None:
     expected = noise_of_reply(chosen.dpsgd, 2.0, 40)
     assert moved.std() == pytest.approx(expected, rel=0.05)
     assert abs(moved.mean()) < 0.05 * expected
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_one_patient_less_leaves_the_others_gradients_as_they_are_to_the_last_bit(
+    views: int,
+) -> None:
+    model, site = gan(study()), patients(7)
+    with torch.no_grad():
+        model.discriminator.patch_vote.weight.mul_(1e4)
+    parameters = {f"discriminator.{n}": p for n, p in model.discriminator.named_parameters()}
+    task = GanLoss(model, parameters, PatientViews(site, views, torch.device("cpu")), drawn=5)
+    loss, batch = task.loss(), task.load(np.arange(7))
+
+    def rows(kept: list[int]) -> dict[str, torch.Tensor]:
+        chosen = tuple(tensor[kept] for tensor in batch)
+        return per_patient_gradients(loss, parameters, chosen, fixed_size=8)[0]
+
+    whole = rows(list(range(7)))
+    for left_out in range(7):
+        kept = [place for place in range(7) if place != left_out]
+        without = rows(kept)
+        assert all(torch.equal(without[name], whole[name][kept]) for name in whole)
+
+
+def test_a_generator_that_draws_nothing_finite_is_refused_before_anything_is_spent() -> None:
+    chosen = study()
+    sent = {name: value.numpy().copy() for name, value in gan(chosen).state_dict().items()}
+    sent["generator.root.weight"] *= np.float32(1e38)
+    sent["generator.root.weight"] *= np.float32(1e38) / np.float32(1e37)
+    sent["generator.from_latent.weight"] *= np.float32(1e38)
+    sent = {name: np.clip(value, -3e38, 3e38) for name, value in sent.items()}
+    with pytest.raises(ModelError, match="not finite"):
+        prepare_round(
+            chosen, load_model(chosen, sent), patients(3), round_number=1, noise_multiplier=1.0,
+            declared_patients=9, noise=FastNoise(), device=torch.device("cpu"), batch_patients=4,
+        )  # fmt: skip
+
+
+def test_a_sites_generator_that_diverges_is_sent_as_it_came(monkeypatch) -> None:
+    chosen = study(generator="sites", generator_steps=1, accuracy_floor=0.0)
+    run = GeneratorTraining.run
+
+    def diverging(self: GeneratorTraining, draws: torch.Generator) -> GeneratorReport:
+        report = run(self, draws)
+        with torch.no_grad():
+            self.model.generator.root.weight[0, 0] = float("inf")
+        return report
+
+    monkeypatch.setattr(GeneratorTraining, "run", diverging)
+    reply, before = round_of(chosen)
+    for name, value in reply.items():
+        assert np.isfinite(value).all()
+        if name.startswith("generator."):
+            assert (value == before[name].numpy()).all()

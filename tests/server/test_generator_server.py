@@ -21,6 +21,7 @@ from fundusgen.training.prior import pretrained
 from fundusgen.training.prior_file import save_prior
 from server.generator import GeneratorServer, Health
 from server.postprocess import Postprocess
+from server.strategy import update_norm
 
 # Share of each site, and the noise in its reply.
 NOISES = [(1.0, 0.1), (3.0, 0.1)]
@@ -107,8 +108,13 @@ def test_a_round_moves_the_private_part_to_the_average_and_lets_the_generator_le
     assert entry["public_loss"] is None
 
 
-def test_sites_that_train_the_generator_leave_the_server_nothing_to_train(folders) -> None:
-    chosen = study(generator="sites")
+@pytest.mark.parametrize("optimizer", ["average", "adam"])
+def test_the_generators_of_sites_are_averaged_whatever_the_servers_optimizer(
+    folders, optimizer: str
+) -> None:
+    content = study(generator="sites").model_dump()
+    content["federation"]["server_optimizer"] = optimizer
+    chosen = Study.model_validate(content)
     server = Postprocess(chosen, folders(chosen))
     sent = replies(chosen, server, 1)
     after = server.finish_round(1, sent, NOISES, sites=[], seconds=0.0)
@@ -116,6 +122,8 @@ def test_sites_that_train_the_generator_leave_the_server_nothing_to_train(folder
     expected = 0.25 * sent[0][1][name] + 0.75 * sent[1][1][name]
     np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-6)
     assert "steps" not in server.run.metrics()[0]["generator"]
+    assert not any("generator." in moment for moment in server.state.optimizer)
+    assert bool(server.state.optimizer) == (optimizer == "adam")
 
 
 @pytest.mark.parametrize("model", [{}, {"ensemble": True}, {"phantoms_say": 0}])
@@ -145,6 +153,14 @@ def test_an_ensemble_teaches_something_else_than_the_average(folders) -> None:
         after = server.finish_round(1, sent, NOISES, sites=[], seconds=0.0)
         taught.append(after["generator.root.weight"])
     assert (taught[0] != taught[1]).any()
+
+
+def test_a_site_whose_generator_was_trained_is_no_outlier_for_it(folders) -> None:
+    chosen = study(generator="sites")
+    server = Postprocess(chosen, folders(chosen))
+    sent, ((_, waited), _) = server.request(1), replies(chosen, server, 1)
+    trained = {n: v + 100 if n.startswith("generator.") else v for n, v in waited.items()}
+    assert update_norm(trained, sent) == update_norm(waited, sent) > 0
 
 
 def test_without_a_prior_there_are_no_phantoms_and_no_floor(folders) -> None:
