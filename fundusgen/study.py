@@ -113,11 +113,11 @@ class GANSettings(ModelSettings):
     drawn: Annotated[int, Field(ge=1, le=4096)] = 8
     generator: Literal["server", "sites"] = "server"
     ensemble: bool = False
-    generator_steps: Annotated[int, Field(ge=1, le=10_000)] = 4
+    generator_steps: Annotated[int, Field(ge=1, le=10_000)] = 8
     generator_batch: Annotated[int, Field(ge=1, le=4096)] = 32
     generator_learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     accuracy_floor: Annotated[float, Field(ge=0, lt=1)] = 0.6
-    phantoms_say: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    phantoms_say: Annotated[float, Field(ge=0, le=1e3)] = 0.5
 
     @model_validator(mode="after")
     def _only_the_discriminator_sees_patients(self) -> Self:

@@ -15,7 +15,7 @@ What it costs is accounted elsewhere: one step is one subsampled Gaussian event 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,9 @@ from fundusgen.privacy.sampling import PoissonPatients
 
 # Given patients' indices, loads one entry a patient, in their order, in each tensor.
 LoadBatch = Callable[[NDArray[np.int64]], tuple[Tensor, ...]]
+# Given a batch, yields what is added to the patients' gradients before they are clipped: the name
+# of a parameter, and a row for each patient that depends on their entry and public numbers alone.
+Addend = Callable[[tuple[Tensor, ...]], Iterable[tuple[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,8 @@ class PatientSGD:
         Poisson-subsampled Gaussian mechanisms with `settings.noise_multiplier` and
         `settings.sample_rate`; unit: patient; neighbours: one patient added or removed with all
         their images and labels. Assumes that `load_batch` gives each patient one entry that
-        depends on that patient alone, that `loss` reads no other patient data, that frozen
-        parameters and settings do not depend on this site's data except through accounted
+        depends on that patient alone, that `loss` and `addend` read no other patient data, that
+        frozen parameters and settings do not depend on this site's data except through accounted
         mechanisms, and that nobody outside sees `StepReport`, memory, the time that a step
         takes, or whether it failed.
     Edge cases: an empty sample takes its noise step like any other, and a patient whose gradient
@@ -203,15 +206,20 @@ class PatientSGD:
         self._sampler = sampler
         self._usable = True
 
-    def step(self, loss: PatientLoss, load_batch: LoadBatch) -> StepReport:
+    def step(
+        self, loss: PatientLoss, load_batch: LoadBatch, addend: Addend | None = None
+    ) -> StepReport:
         """Draw a sample of patients and take one step on it.
 
         Guarantee: one subsampled Gaussian mechanism, as the class says.
-        Edge cases: as the class says; `load_batch` is not called for an empty sample.
+        Edge cases: as the class says; neither `load_batch` nor `addend` is called for an empty
+            sample.
 
         Args:
             loss: Mean loss of one patient over their views, a scalar.
             load_batch: Loads the physical batch of the patients with the given indices.
+            addend: Adds to patients' gradients what is known of them without differentiating;
+                bounded together with them.
 
         Returns:
             A report that stays at the site.
@@ -227,13 +235,15 @@ class PatientSGD:
             )
         self._usable = False
         try:
-            report = self._take_step(loss, load_batch)
+            report = self._take_step(loss, load_batch, addend)
         finally:
             self._optimizer.forget()
         self._usable = True
         return report
 
-    def _take_step(self, loss: PatientLoss, load_batch: LoadBatch) -> StepReport:
+    def _take_step(
+        self, loss: PatientLoss, load_batch: LoadBatch, addend: Addend | None
+    ) -> StepReport:
         indices = self._sampler.draw()
         size = self.settings.physical_batch
         starts = range(0, len(indices), size) or range(1)
@@ -243,6 +253,8 @@ class PatientSGD:
             gradients, losses_P = per_patient_gradients(
                 loss, self._parameters, batch, fixed_size=size
             )
+            if addend is not None and len(losses_P):
+                _add(gradients, addend(batch))
             for name, parameter in self._parameters.items():
                 parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]
             del gradients
@@ -310,6 +322,18 @@ def _load(load_batch: LoadBatch, indices: NDArray[np.int64]) -> tuple[Tensor, ..
             remedy="Give a patient's images a second axis of views instead of rows of their own",
         )
     return batch
+
+
+def _add(gradients: dict[str, Tensor], rows: Iterable[tuple[str, Tensor]]) -> None:
+    """Add rows to patients' gradients, a row to each patient's."""
+    for name, added in rows:
+        if added.shape != gradients[name].shape:
+            # Broadcast, one patient's row would be added to everyone's.
+            raise PrivacyError(
+                f"what is added to the gradients of {name!r} has shape {tuple(added.shape)}",
+                expected=f"{tuple(gradients[name].shape)}: a row for each patient",
+            )
+        gradients[name] = gradients[name] + added
 
 
 def _report(norms_P: Tensor, losses_P: Tensor, clip_norm: float) -> StepReport:

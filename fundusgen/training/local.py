@@ -136,7 +136,7 @@ def prepare_round(
         task = VaeLoss(model, private, views, kl_weight(stage, round_number - study.votes_rounds))
 
     def step() -> StepReport:
-        return sgd.step(task.loss(), task.load)
+        return sgd.step(task.loss(), task.load, task.addend)
 
     if isinstance(model, GAN) and trains_generator_at_sites(study):
         generator = dict(model.generator.named_parameters(prefix="generator"))

@@ -5,7 +5,7 @@ M images drawn of a condition, D entries of a parameter.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -57,6 +57,10 @@ class PatientTask(ABC):
     @abstractmethod
     def loss(self) -> PatientLoss:
         """Make the loss of the next step. No patient is looked at."""
+
+    def addend(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
+        """Yield what is added to the gradients of a batch, see `Addend`; mostly nothing."""
+        yield from ()
 
     @abstractmethod
     def load(self, indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
@@ -137,6 +141,7 @@ class GanLoss(PatientTask):
         self.frozen = _frozen(model, private)
         # Apart from the draws of the views, of which there are more or fewer as patients are.
         self.draws = np.random.default_rng()
+        self._table_CD: dict[str, Tensor] = {}
 
     def load(self, indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
         """Images and conditions."""
@@ -144,21 +149,18 @@ class GanLoss(PatientTask):
 
     def loss(self) -> PatientLoss:
         """Draw images of every condition and make the table of their gradients."""
-        table_CD, losses_C = self.table()
+        self._table_CD = self.table()[0]
+        return lambda parameters, batch: self._mean(parameters, batch, drawn=False)
 
-        def loss(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-            _, conditions_K = batch
-            paid = self._mean(parameters, batch, drawn=False) + losses_C[conditions_K].mean()
-            # Linear, of value 0, and its gradient is the table's row.
-            for name, value in parameters.items():
-                # One view after the other: all at once would be a row for each.
-                row = torch.zeros_like(value)
-                for view in torch.split(conditions_K, 1):
-                    row = row + table_CD[name].index_select(0, view)[0] / len(conditions_K)
-                paid = paid + ((value - value.detach()) * row).sum()
-            return paid
-
-        return loss
+    def addend(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
+        """The rows of the table of patients' conditions, averaged over their views."""
+        _, conditions_PK = batch
+        views = conditions_PK.shape[1]
+        for name, table in self._table_CD.items():
+            rows = table.index_select(0, conditions_PK[:, 0])
+            for view in range(1, views):
+                rows = rows + table.index_select(0, conditions_PK[:, view])
+            yield name, rows / views if views > 1 else rows
 
     def table(self) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the loss on images drawn of each condition, and its values.

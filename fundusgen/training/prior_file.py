@@ -21,6 +21,11 @@ from fundusgen.training import fitting, learners, phantoms, sliced_distance
 
 FORMAT = 1
 _KEY, _CRITIC = "fundusgen.prior", "critic."
+# Settings of a model that matter only when patients are asked.
+_LATER = {
+    "private", "drawn", "generator", "ensemble", "generator_steps", "generator_batch",
+    "generator_learning_rate", "accuracy_floor", "phantoms_say",
+}  # fmt: skip
 # What decides how the weights come out, beside the settings.
 _SOURCES = (
     blocks, discriminator, factory, gan, losses, synthesis, vae,
@@ -141,7 +146,7 @@ def _shape(study: Study) -> dict[str, Any]:
     return {
         "image_size": study.image_size,
         "conditions": list(study.conditions),
-        **study.model.model_dump(mode="json", exclude={"private"}),
+        **study.model.model_dump(mode="json", exclude=_LATER),
     }
 
 

@@ -198,7 +198,7 @@ def ours(split: Split, setting: Setting, seed: int) -> DigitsGAN:
     )  # fmt: skip
     draws = torch.Generator().manual_seed(seed)
     for _ in range(setting.steps):
-        sgd.step(task.loss(), task.load)
+        sgd.step(task.loss(), task.load, task.addend)
         training.run(draws)
     return model
 

@@ -30,7 +30,7 @@ from fundusgen.environment import KEEP_MEMORY
 from fundusgen.models.gan import GAN
 from fundusgen.models.vae import VAE
 from fundusgen.privacy.clipping import PatientLoss
-from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
+from fundusgen.privacy.dpsgd import Addend, DPSGDSettings, PatientSGD
 from fundusgen.privacy.noise import SecureNoise, add_gaussian_noise
 from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.site import SiteSettings
@@ -55,6 +55,7 @@ class Subject:
         plain_loss: Mean loss of a whole batch, as ordinary training takes it.
         batch: The batch's tensors, patients first.
         subset: Pattern over the names of a private subset of the parameters.
+        addend: What is added to patients' gradients, if anything.
     """
 
     module: nn.Module
@@ -62,6 +63,7 @@ class Subject:
     plain_loss: Callable[[tuple[Tensor, ...]], Tensor]
     batch: tuple[Tensor, ...]
     subset: str
+    addend: Addend | None = None
 
 
 def run() -> list[Row]:
@@ -85,11 +87,9 @@ def measure() -> list[Row]:
     part_dp, part_plain = _compare(subject, part)
     whole_dp, whole_plain = _compare(subject, part, physical_batch=PATIENTS)
     noise_share, noise_ms = _noise_share(vae_subject(width=12))
-    gan = gan_subject()
-    judge = {n: p for n, p in gan.module.named_parameters() if n.startswith("discriminator.")}
-    votes = {name: judge[name] for name in judge if fnmatchcase(name, gan.subset)}
-    judge_dp, judge_plain = _compare(gan, judge, physical_batch=PATIENTS)
-    votes_dp, votes_plain = _compare(gan, votes, physical_batch=PATIENTS)
+    (judge, (judge_dp, judge_plain)), (votes, (votes_dp, votes_plain)) = (
+        _compare_discriminator(pattern) for pattern in ("discriminator.*", "discriminator.*vote.*")
+    )
     judges = f"discriminator, all of {_count(judge)}"
     return [
         _row(f"DP step over plain step, all of {count}", _ratio(all_dp, all_plain), "x", 2.0),
@@ -136,7 +136,7 @@ def vae_subject(width: int) -> Subject:
     return Subject(module, lambda: loss, plain_loss, batch, "decoder*modulation*")
 
 
-def gan_subject(width: int = 27) -> Subject:
+def gan_subject(subset: str, width: int = 27) -> Subject:
     """Build the project's GAN at 64 px, whose discriminator then has 430,000 parameters.
 
     Both steps draw as many images as there are patients, in the DP step of eight conditions.
@@ -148,7 +148,7 @@ def gan_subject(width: int = 27) -> Subject:
     )  # fmt: skip
     real = torch.rand(PATIENTS, 1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX) * 2 - 1
     batch = (real, torch.randint(0, conditions, (PATIENTS, 1)))
-    private = dict(module.discriminator.named_parameters(prefix="discriminator"))
+    private = {n: p for n, p in module.named_parameters() if fnmatchcase(n, subset)}
     nobody = PatientDataset(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), [])
     views = PatientViews(nobody, 1, torch.device("cpu"))
     task = GanLoss(module, private, views, drawn=PATIENTS // conditions)
@@ -159,7 +159,7 @@ def gan_subject(width: int = 27) -> Subject:
             drawn = module.draw(torch.randn(len(images), module.noise_length), conditions_B)
         return loss_of_discriminator(module.discriminator, images, drawn, conditions_B, module.loss)
 
-    return Subject(module, task.loss, plain_loss, batch, "discriminator.*vote*")
+    return Subject(module, task.loss, plain_loss, batch, subset, task.addend)
 
 
 def _compare(
@@ -170,6 +170,15 @@ def _compare(
         tensor.requires_grad_(id(tensor) in trained)
     dp_step = _dp_step(subject, parameters, physical_batch)
     return _take_turns(dp_step, _plain_step(subject, parameters))
+
+
+def _compare_discriminator(
+    subset: str,
+) -> tuple[Mapping[str, Tensor], tuple[list[float], list[float]]]:
+    subject = gan_subject(subset)
+    named = subject.module.named_parameters()
+    private = {name: tensor for name, tensor in named if fnmatchcase(name, subset)}
+    return private, _compare(subject, private, physical_batch=PATIENTS)
 
 
 def _dp_step(
@@ -192,7 +201,7 @@ def _dp_step(
     def load(indices: np.ndarray) -> tuple[Tensor, ...]:
         return tuple(tensor[torch.from_numpy(indices)] for tensor in subject.batch)
 
-    return lambda: sgd.step(subject.loss(), load)
+    return lambda: sgd.step(subject.loss(), load, subject.addend)
 
 
 def _plain_step(subject: Subject, parameters: Mapping[str, Tensor]) -> Step:

@@ -27,8 +27,8 @@ _GAN: Mapping[str, Any] = {"kind": "gan"}
 _WHOLE: Mapping[str, Any] = {**_GAN, "private": ["discriminator.*"]}
 # Longer than the default: a game goes on getting better where a bound has been reached.
 _PRIOR: Mapping[str, Any] = {"steps": 8000}
-_ROUNDS = 100
-_FEDERATION: Mapping[str, Any] = {"server_learning_rate": 0.001, "ema_decay": 0.95}
+_ROUNDS = 60
+_FEDERATION: Mapping[str, Any] = {"server_learning_rate": 0.003}
 
 
 def gan_prior(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:

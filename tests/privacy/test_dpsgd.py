@@ -406,3 +406,55 @@ def _never(*_: object) -> Tensor:
 
 def _gone(_: NDArray[np.int64]) -> tuple[Tensor, ...]:
     raise OSError("gone")
+
+
+@pytest.mark.parametrize("scale", [0.1, 1e6])
+def test_what_is_added_to_gradients_is_clipped_with_them(
+    network: Network, data: tuple[Tensor, Tensor], scale: float
+) -> None:
+    """Of a loss with a linear term, the term's gradient may be added without differentiating."""
+    torch.manual_seed(0)
+    names = dict(network.named_parameters())
+    table = {name: scale * torch.randn(PATIENTS, *p.shape) for name, p in names.items()}
+    plain, places = _loss(network), torch.arange(PATIENTS)
+
+    def with_term(parameters: Mapping[str, Tensor], patient: tuple[Tensor, ...]) -> Tensor:
+        *own, place = patient
+        terms = [
+            (value * table[name].index_select(0, place[None])[0]).sum()
+            for name, value in parameters.items()
+        ]
+        return plain(parameters, tuple(own)) + torch.stack(terms).sum()
+
+    def addend(batch: tuple[Tensor, ...]) -> Iterable[tuple[str, Tensor]]:
+        return ((name, rows[batch[2]]) for name, rows in table.items())
+
+    sample, moved = [0, 2, 3, 7], []
+    for loss, added in ((with_term, None), (lambda p, b: plain(p, b[:2]), addend)):
+        copied = copy.deepcopy(network)
+        sgd = _sgd(copied, [sample], physical_batch=3)
+        sgd.step(loss, _loader((*data, places)), added)
+        moved.append(torch.cat([p.detach().flatten() for p in copied.parameters()]))
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-4, atol=1e-6)
+    start = torch.cat([p.detach().flatten() for p in network.parameters()])
+    assert (moved[1] - start).norm() > 0
+
+
+def test_nothing_is_added_to_the_gradients_of_nobody(network: Network) -> None:
+    def addend(_: tuple[Tensor, ...]) -> Iterable[tuple[str, Tensor]]:
+        raise AssertionError("there is no patient to add to")
+
+    _sgd(network, [[]]).step(_never, _gone, addend)
+
+
+def test_a_row_for_all_patients_together_is_refused(
+    network: Network, data: tuple[Tensor, Tensor]
+) -> None:
+    name = next(name for name, _ in network.named_parameters())
+    shape = network.get_parameter(name).shape
+
+    def addend(_: tuple[Tensor, ...]) -> Iterable[tuple[str, Tensor]]:
+        yield name, torch.ones(1, *shape)
+
+    with pytest.raises(PrivacyError, match="a row for each patient"):
+        _sgd(network, [[1, 2]]).step(_loss(network), _loader(data), addend)

@@ -12,7 +12,7 @@ from fundusgen.data.patients import PatientDataset
 from fundusgen.errors import ModelError
 from fundusgen.models.factory import build_model, private_names
 from fundusgen.models.gan import GAN
-from fundusgen.privacy.clipping import clipped_sum, per_patient_gradients
+from fundusgen.privacy.clipping import PatientLoss, clipped_sum, per_patient_gradients
 from fundusgen.privacy.noise import FastNoise
 from fundusgen.study import Study
 from fundusgen.training.generator_steps import GeneratorReport, GeneratorTraining
@@ -51,6 +51,18 @@ def task_of(model: GAN, private: list[str], site: PatientDataset, drawn: int) ->
     return GanLoss(model, parameters, PatientViews(site, 1, torch.device("cpu")), drawn=drawn)
 
 
+def rows_of(
+    task: GanLoss, loss: PatientLoss, batch: tuple[torch.Tensor, ...], size: int | None = None
+) -> dict[str, torch.Tensor]:
+    """What a step clips: patients' gradients, with what is added to them."""
+    rows, _ = per_patient_gradients(loss, task.private, batch, fixed_size=size)
+    if len(batch[0]):
+        for name, added in task.addend(batch):
+            assert added.shape == rows[name].shape
+            rows[name] = rows[name] + added
+    return rows
+
+
 @pytest.mark.parametrize("private", [["discriminator.*"], ["discriminator.*vote.*"]])
 def test_a_patients_gradient_is_that_of_their_image_and_of_drawn_ones_of_their_condition(
     private: list[str], monkeypatch
@@ -59,7 +71,7 @@ def test_a_patients_gradient_is_that_of_their_image_and_of_drawn_ones_of_their_c
     task = task_of(model, private, site, drawn=3)
     remembered = task._drawn()
     monkeypatch.setattr(task, "_drawn", lambda: remembered)
-    rows, losses = per_patient_gradients(task.loss(), task.private, task.load(np.arange(5)))
+    rows = rows_of(task, task.loss(), task.load(np.arange(5)))
     drawn_CM, _ = remembered
     for patient in range(5):
         images, conditions = site.views(np.array([patient]), 1, np.random.default_rng())
@@ -68,7 +80,6 @@ def test_a_patients_gradient_is_that_of_their_image_and_of_drawn_ones_of_their_c
         against = model(drawn_CM[condition], torch.full((3,), condition), drawn=True).mean()
         paid = GAN_SCALE * (own + against)
         slow = torch.autograd.grad(paid, list(task.private.values()))
-        torch.testing.assert_close(losses[patient], paid.detach())
         for name, expected in zip(task.private, slow, strict=True):
             torch.testing.assert_close(rows[name][patient], expected, rtol=1e-4, atol=1e-6)
 
@@ -92,7 +103,8 @@ def test_removing_a_patient_moves_the_clipped_sum_by_the_bound_at_most(
     loss, everyone = task.loss(), np.arange(count)
 
     def summed(indices: NDArray[np.int64]) -> torch.Tensor:
-        rows, _ = per_patient_gradients(loss, task.private, task.load(indices))
+        batch = task.load(indices) if len(indices) else (torch.zeros(0),)
+        rows = rows_of(task, loss, batch)
         sums, _ = clipped_sum(list(rows.values()), bound)
         return torch.cat([part.flatten() for part in sums])
 
@@ -105,7 +117,7 @@ def test_removing_a_patient_moves_the_clipped_sum_by_the_bound_at_most(
 def test_an_empty_sample_adds_nothing_of_the_drawn_images() -> None:
     model = gan(study())
     task = task_of(model, ["discriminator.*"], patients(1), drawn=4)
-    rows, _ = per_patient_gradients(task.loss(), task.private, (torch.zeros(0),))
+    rows = rows_of(task, task.loss(), (torch.zeros(0),))
     sums, _ = clipped_sum(list(rows.values()), 1.0)
     assert all((part == 0).all() for part in sums)
 
@@ -186,8 +198,7 @@ def test_one_patient_less_leaves_the_others_gradients_as_they_are_to_the_last_bi
     loss, batch = task.loss(), task.load(np.arange(7))
 
     def rows(kept: list[int]) -> dict[str, torch.Tensor]:
-        chosen = tuple(tensor[kept] for tensor in batch)
-        return per_patient_gradients(loss, parameters, chosen, fixed_size=8)[0]
+        return rows_of(task, loss, tuple(tensor[kept] for tensor in batch), size=8)
 
     whole = rows(list(range(7)))
     for left_out in range(7):
@@ -226,3 +237,14 @@ def test_a_sites_generator_that_diverges_is_sent_as_it_came(monkeypatch) -> None
         assert np.isfinite(value).all()
         if name.startswith("generator."):
             assert (value == before[name].numpy()).all()
+
+
+def test_a_patient_with_views_of_two_conditions_gets_the_mean_of_their_rows() -> None:
+    model = gan(study())
+    task = task_of(model, ["discriminator.*"], patients(2), drawn=2)
+    task.loss()
+    conditions = torch.tensor([[0, 1, 1], [0, 0, 0]])
+    table = task._table_CD
+    for name, rows in task.addend((torch.zeros(2, 3), conditions)):
+        torch.testing.assert_close(rows[0], (table[name][0] + 2 * table[name][1]) / 3)
+        torch.testing.assert_close(rows[1], table[name][0])
