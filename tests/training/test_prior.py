@@ -292,6 +292,27 @@ def test_studies_share_a_prior_exactly_where_it_would_come_out_the_same(
     assert (prior_digest(study()) == prior_digest(study(**changes))) is same
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"discriminator_width": 8}, False),
+        ({"loss": "hinge"}, False),
+        ({"latent": 8}, False),
+        ({"private": ["discriminator.*"]}, True),
+        ({"drawn": 3, "generator": "sites"}, True),
+        ({"ensemble": True, "phantoms_say": 0}, True),
+        ({"generator_steps": 1, "generator_batch": 2, "generator_learning_rate": 0.1}, True),
+        ({"accuracy_floor": 0}, True),
+    ],
+)
+def test_gans_share_a_prior_whatever_becomes_of_it_among_patients(
+    changes: dict, same: bool
+) -> None:
+    gan = {"kind": "gan", "width": 4, "latent": 4, "discriminator_width": 4}
+    one, other = study(model=gan), study(model={**gan, **changes})
+    assert (prior_digest(one) == prior_digest(other)) is same
+
+
 def test_another_simulator_or_other_code_is_another_prior(monkeypatch, tmp_path) -> None:
     before = prior_digest(study())
     monkeypatch.setattr("fundusgen.phantom.SIMULATOR_VERSION", "another")
