@@ -29,7 +29,7 @@ from fundusgen.privacy.policy import Policy
 from fundusgen.privacy.policy_file import add_to_list
 from fundusgen.privacy.remarks import note_approval, note_code_approval, note_policy
 from fundusgen.site import SiteFolder
-from fundusgen.study import Study, load_study
+from fundusgen.study import GANSettings, Study, load_study
 from fundusgen.training.answering import require_whole
 from fundusgen.training.plan import StudyPlan
 from fundusgen.training.plan import plan as make_plan
@@ -200,6 +200,9 @@ def _settings(study: Study) -> Iterator[tuple[str, str]]:
         )
     if stages.dpsgd:
         yield "trained", f"{private}, on your patients"
+        if isinstance(model, GANSettings):
+            here = "here, from the part that your patients trained, and sent too"
+            yield "generator", here if model.generator == "sites" else "at the server, not here"
         count = stages.dpsgd.steps_per_round
         steps = "1 step" if count == 1 else f"{count:,} steps"
         yield "rounds", f"{federation.rounds:,} of {steps} each"

@@ -19,9 +19,10 @@ import torch
 from fundusgen.evaluation.imagenet import ImageNetFeatures
 from fundusgen.storage import write_atomically
 from simulations.benchmarks.quality_context import Context, Row, mixed_labels
-from simulations.benchmarks.quality_gan_makers import gan_prior, gan_tuned
+from simulations.benchmarks.quality_gan_makers import gan_prior, tuned_server
 from simulations.benchmarks.quality_hospitals import Settings, load_hospitals
 from simulations.benchmarks.quality_judge import Judge
+from simulations.benchmarks.quality_stages import drawn
 from simulations.benchmarks.vote_settings import write_hospitals
 
 _SIZE_PX, _IMAGES = 64, 1000
@@ -50,7 +51,9 @@ _TRIED: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def measure(out: Path, epsilon: float, names: Sequence[str]) -> list[dict[str, Any]]:
+def measure(
+    out: Path, epsilon: float, names: Sequence[str], rounds: int = 60
+) -> list[dict[str, Any]]:
     """Train with every setting in turn and measure what is drawn.
 
     The table does not know the code that made it: delete it when makers change.
@@ -64,18 +67,31 @@ def measure(out: Path, epsilon: float, names: Sequence[str]) -> list[dict[str, A
     context = Context(hospitals.train, _SIZE_PX, mixed_labels(_IMAGES), out / "work")
     table = out / "gan-settings.json"
     found: list[dict[str, Any]] = json.loads(table.read_bytes()) if table.is_file() else []
-    known = {(row["setting"], row["epsilon"]) for row in found}
+    known = {(row["setting"], row["epsilon"], row["rounds"]) for row in found}
     for name in ("the prior alone", *names):
-        wanted = None if name == "the prior alone" else epsilon
-        if (name, wanted) in known:
-            continue
-        if wanted is None:
+        if name == "the prior alone":
+            wanted, taken, watched = None, 0, []
+            if (name, wanted, taken) in known:
+                continue
             images_NSSC = gan_prior(context, None, 0)
         else:
-            images_NSSC = gan_tuned(context, wanted, 0, **_TRIED[name])
+            wanted, taken = epsilon, rounds
+            if (name, wanted, taken) in known:
+                continue
+            server = tuned_server(context, wanted, 0, rounds=taken, **_TRIED[name])
+            watched = [entry["generator"] for entry in server.run.metrics()]
+            images_NSSC = drawn(context, server.study, server.state.drawn_from)
         record = judge.record(Row("gan", wanted, 0, images_NSSC))
-        kid = 1000 * record["metrics"]["imagenet"]["kid"]["value"]
-        found.append({"setting": name, "epsilon": wanted, "kid": kid})
+        found.append(
+            {
+                "setting": name,
+                "epsilon": wanted,
+                "rounds": taken,
+                "kid": 1000 * record["metrics"]["imagenet"]["kid"]["value"],
+                "diversity": [entry["diversity"] for entry in watched],
+                "collapsed": sum(entry["collapsed"] for entry in watched),
+            }
+        )
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
         write_atomically(table, json.dumps(found, indent=2).encode())
     return found
@@ -85,7 +101,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.gan_settings")
     parser.add_argument("--out", type=Path, default=Path("runs/gan-settings"))
     parser.add_argument("--epsilon", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--only", nargs="+", choices=tuple(_TRIED), default=tuple(_TRIED))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    measure(options.out, options.epsilon, options.only)
+    measure(options.out, options.epsilon, options.only, options.rounds)

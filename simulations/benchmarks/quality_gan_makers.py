@@ -39,6 +39,21 @@ def gan_prior(context: Context, epsilon: float | None, seed: int) -> NDArray[np.
 
 
 def gan_tuned(
+    context: Context, epsilon: float | None, seed: int, **settings: Any
+) -> NDArray[np.uint8]:
+    """Draw from the GAN after its prior and DP-SGD on a part of its discriminator.
+
+    Args:
+        context: Gives the hospitals.
+        epsilon: Of the study; None where nothing is to be hidden.
+        seed: Of the study.
+        **settings: See `tuned_server`.
+    """
+    server = tuned_server(context, epsilon, seed, **settings)
+    return drawn(context, server.study, server.state.drawn_from)
+
+
+def tuned_server(
     context: Context,
     epsilon: float | None,
     seed: int,
@@ -46,8 +61,9 @@ def gan_tuned(
     model: Mapping[str, Any] = {},
     dpsgd: Mapping[str, Any] = {},
     federation: Mapping[str, Any] = {},
-) -> NDArray[np.uint8]:
-    """Draw from the GAN after its prior and DP-SGD on a part of its discriminator.
+    rounds: int = _ROUNDS,
+) -> Postprocess:
+    """Train a GAN by DP-SGD after its prior.
 
     Args:
         context: Gives the hospitals.
@@ -56,15 +72,16 @@ def gan_tuned(
         model: Settings of the GAN that are not the default.
         dpsgd: The same of the stage.
         federation: The same of the federation.
+        rounds: Of DP-SGD.
     """
     study = study_of(
         context, seed, epsilon, {"votes": None, "dpsgd": {**DPSGD, **dpsgd}},
-        prior=_PRIOR, model={**_GAN, **model}, rounds=_ROUNDS,
+        prior=_PRIOR, model={**_GAN, **model}, rounds=rounds,
         federation={**_FEDERATION, **federation},
     )  # fmt: skip
     server = Postprocess(study, prepared(context, study, f"gan-{epsilon}-{seed}"))
     train(context, server, epsilon)
-    return drawn(context, study, server.state.drawn_from)
+    return server
 
 
 def gan_at_sites(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:

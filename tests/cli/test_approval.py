@@ -197,6 +197,19 @@ def test_a_study_is_shown_with_what_it_costs_and_does_before_the_question(approv
     assert "That was a no. Nothing was changed." in question
 
 
+@pytest.mark.parametrize(
+    ("where", "said"), [("server", "at the server, not here"), ("sites", "here, from the part")]
+)
+def test_it_is_said_who_trains_the_generator_of_a_gan(run, site, study, where, said) -> None:
+    model = {"kind": "gan", "width": 4, "latent": 4, "discriminator_width": 4, "generator": where}
+    gan = Study.model_validate({**STUDY.model_dump(), "model": model})
+    write_atomically(study, dump_study(gan))
+    shown = run("approve", study, "--site", site.path, typed="n\n").said
+    assert "gan, width 4, latent 4" in shown
+    assert "its discriminator.*vote.*, discriminator.embedding.*, on your patients" in shown
+    assert said in shown
+
+
 def test_that_nobody_has_approved_it_is_no_reason_against_approving(approve) -> None:
     said = approve(typed="n\n").said
     assert "The policy of north allows it." in said
