@@ -235,12 +235,17 @@ def _missing_from(flaw: Flaw, first: int) -> int:
 
 def _entries_known_to_be_missing(ledger: Salvage, receipts: Reconciliation) -> int:
     """Count the missing entries whose event is known from its others or from its receipt."""
-    present = Counter(item.entry.event_id for item in ledger.entries if item.entry is not None)
+    # As they were written, where that is known: one that says now that it belongs to another event
+    # is there all the same, and the other event's is not.
+    written = [
+        (item.number, found)
+        for item in ledger.entries
+        if (found := item.original or item.entry) is not None
+    ]
+    present = Counter(entry.event_id for _, entry in written)
     # A reservation has the number of its event, whatever event it says now that it belongs to.
     present += Counter(
-        item.number
-        for item in ledger.entries
-        if item.entry is not None and item.entry.event_id != item.number in ledger.counted
+        number for number, entry in written if entry.event_id != number in ledger.counted
     )
     needed = {"reserved": 1, "committed": 2, "released": _ENTRIES_OF_A_RELEASE}
     told = {row.event_id: _ENTRIES_OF_A_RELEASE for _, row in receipts.known}

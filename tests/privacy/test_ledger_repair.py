@@ -392,6 +392,14 @@ STATEMENTS = st.one_of(
     {0},
     True,
 )
+@example(
+    [
+        "DELETE FROM entries WHERE event_id = 1",
+        "UPDATE entries SET event_id = 1 WHERE sequence = 5",
+    ],
+    set(),
+    True,
+)
 @example(["DELETE FROM entries WHERE sequence > 8"], {0, 2}, True)
 @example(["DELETE FROM entries WHERE sequence > 0"], {0}, False)
 def test_whatever_is_done_to_a_ledger_all_releases_are_counted_or_the_whole_budget_is(
