@@ -17,7 +17,14 @@ from fundusgen.evaluation.fidelity import interval
 from fundusgen.evaluation.frechet import MOST_AXES
 from fundusgen.storage import replacing, write_atomically
 from simulations.benchmarks.quality_context import RowKind
-from simulations.benchmarks.quality_rows import FROM_SCRATCH, RAW_PHANTOMS
+from simulations.benchmarks.quality_rows import (
+    FROM_SCRATCH,
+    GAN_IN_ONE_PLACE,
+    GAN_PRIOR,
+    GAN_WITHOUT_NOISE,
+    PRETRAINED_GANS,
+    RAW_PHANTOMS,
+)
 
 PAGE, PICTURES = "quality.md", "quality"
 # Kernel distances are small; this is how papers print them.
@@ -211,11 +218,18 @@ def _judged(
         {name: float(statistic(pair_kids(yardstick, name))) for name in names}
         for statistic in (np.min, np.median, np.max)
     )
-    scratch = [group for group in groups if group.name == FROM_SCRATCH]
-    open_model = {
-        name: _scaled(group.figure(name, "kid")).value for group in scratch for name in names
-    }
-    at_8 = [group for group in groups if group.epsilon == 8]
+    open_model, own_prior, central = (
+        {
+            name: scale * _scaled(group.figure(name, "kid")).value
+            for group in groups
+            if group.name == row
+            for name in names
+        }
+        for row, scale in ((FROM_SCRATCH, 1.0), (GAN_PRIOR, 1.0), (GAN_IN_ONE_PLACE, 1.5))
+    )
+    at_8 = [group for group in groups if group.epsilon == 8 and not group.name.startswith("gan_")]
+    gan_at_8 = [group for group in groups if group.epsilon == 8 and group.name in PRETRAINED_GANS]
+    free = [group for group in groups if group.name == GAN_WITHOUT_NOISE]
     at_1 = [group for group in groups if group.epsilon == 1]
     raw = [group for group in groups if group.name == RAW_PHANTOMS]
     return [
@@ -223,6 +237,9 @@ def _judged(
         ("epsilon 8: nearer than the same model from scratch without privacy", at_8, open_model),
         ("epsilon 1: nearer than the median two hospitals", at_1, median),
         ("raw phantoms: nearer than the farthest two hospitals", raw, farthest),
+        ("GAN at epsilon 8: nearer than its own prior", gan_at_8, own_prior),
+        ("GAN at epsilon 8: nearer than the median two hospitals", gan_at_8, median),
+        ("GAN without noise: at most 1.5 times the distance of one place", free, central),
     ]
 
 

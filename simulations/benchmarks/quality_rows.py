@@ -33,6 +33,8 @@ from simulations.benchmarks.quality_makers import (
 # Rows that targets speak of: no patient seen; the generator's model trained on patients alone,
 # without noise, which is what privacy and phantoms are held against.
 RAW_PHANTOMS, FROM_SCRATCH = "phantoms", "from_scratch"
+GAN_PRIOR, GAN_WITHOUT_NOISE, GAN_IN_ONE_PLACE = "gan_prior", "gan_free", "gan_central"
+PRETRAINED_GANS = ("gan_dpsgd", "gan_votes", "gan_votes_dpsgd")
 # Apart from the seeds of priors and classifiers, so that no row is judged on what it has seen.
 _PHANTOM_SEED = 770_000
 
@@ -57,7 +59,7 @@ ROWS: dict[str, RowKind] = {
     "votes_dpsgd_free": RowKind(tuned, title="votes, refitted, SGD, all without noise"),
     "dpsgd": RowKind(dpsgd_alone, private=True, title="DP-SGD from scratch"),
     FROM_SCRATCH: RowKind(from_scratch, title="same model on patients, no privacy"),
-    "gan_prior": RowKind(gan_prior, title="GAN: the prior alone"),
+    GAN_PRIOR: RowKind(gan_prior, title="GAN: the prior alone"),
     "gan_dpsgd": RowKind(gan_tuned, private=True, title="GAN: prior, DP-SGD"),
     "gan_sites": RowKind(
         gan_at_sites, private=True, title="GAN: prior, DP-SGD, generator trained at the sites"
@@ -67,6 +69,10 @@ ROWS: dict[str, RowKind] = {
         gan_voted_and_tuned, private=True, title="GAN: votes, refitted, DP-SGD"
     ),
     "gan_scratch": RowKind(gan_from_scratch, private=True, title="GAN: DP-SGD from scratch"),
-    "gan_free": RowKind(gan_without_noise, title="GAN: prior, all of it federated, no noise"),
-    "gan_central": RowKind(gan_in_one_place, title="GAN: prior, patients in one place, no privacy"),
+    GAN_WITHOUT_NOISE: RowKind(
+        gan_without_noise, title="GAN: prior, all of it federated, no noise"
+    ),
+    GAN_IN_ONE_PLACE: RowKind(
+        gan_in_one_place, title="GAN: prior, patients in one place, no privacy"
+    ),
 }

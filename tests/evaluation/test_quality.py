@@ -14,7 +14,15 @@ from fundusgen.phantom.site import DEFAULT_MIX, write_site_folder
 from simulations.benchmarks import quality, quality_hospitals, quality_page
 from simulations.benchmarks.quality_context import Context, RowKind, mixed_labels
 from simulations.benchmarks.quality_hospitals import Settings, load_hospitals
-from simulations.benchmarks.quality_rows import FROM_SCRATCH, RAW_PHANTOMS, ROWS, phantoms
+from simulations.benchmarks.quality_rows import (
+    FROM_SCRATCH,
+    GAN_IN_ONE_PLACE,
+    GAN_PRIOR,
+    GAN_WITHOUT_NOISE,
+    RAW_PHANTOMS,
+    ROWS,
+    phantoms,
+)
 
 SIZE_PX = 32
 HOSPITALS = {"east": ("amber", 50), "west": ("dusk", 44), "tiny": ("rose", 12)}
@@ -112,7 +120,12 @@ def test_the_page_says_what_was_measured_and_which_targets_are_met(
 
     monkeypatch.setitem(ROWS, "good", RowKind(phantoms, private=True, title="good ones"))
     monkeypatch.setitem(ROWS, FROM_SCRATCH, RowKind(black))
+    monkeypatch.setitem(ROWS, GAN_PRIOR, RowKind(black))
+    monkeypatch.setitem(ROWS, "gan_votes", RowKind(phantoms, private=True, title="voted GAN"))
+    monkeypatch.setitem(ROWS, GAN_WITHOUT_NOISE, RowKind(black, title="free GAN"))
+    monkeypatch.setitem(ROWS, GAN_IN_ONE_PLACE, RowKind(phantoms))
     measure(settings, [RAW_PHANTOMS, "good", FROM_SCRATCH], [0, 1])
+    measure(settings, [GAN_PRIOR, "gan_votes", GAN_WITHOUT_NOISE, GAN_IN_ONE_PLACE], [0])
     docs = tmp_path / "docs"
     assert quality.main(["render", "--out", str(settings.out), "--docs", str(docs)]) == 0
     page = (docs / quality_page.PAGE).read_text()
@@ -123,10 +136,25 @@ def test_the_page_says_what_was_measured_and_which_targets_are_met(
     (scratch,) = (line for line in page.splitlines() if "without privacy | good" in line)
     assert "met by" in scratch
     assert "not measured" not in page
+    verdicts = {
+        tuple(cell.strip() for cell in line.split("|")[1:3]): line.split("|")[3].split()[0]
+        for line in page.splitlines()
+        if line.startswith("| GAN ")
+    }
+    assert verdicts == {
+        ("GAN at epsilon 8: nearer than its own prior", "voted GAN"): "met",
+        ("GAN at epsilon 8: nearer than the median two hospitals", "voted GAN"): "met",
+        ("GAN without noise: at most 1.5 times the distance of one place", "free GAN"):
+            "**missed**",
+    }  # fmt: skip
+    # What is said of the VAE alone is not said of the GAN.
+    assert "without privacy | voted GAN" not in page
     assert str(tmp_path) not in page
     pictures = {path.name for path in (docs / quality_page.PICTURES).iterdir()}
     assert pictures == {
-        "phantoms.jpg", "good-epsilon-1.jpg", "good-epsilon-8.jpg", "from_scratch.jpg"
+        "phantoms.jpg", "good-epsilon-1.jpg", "good-epsilon-8.jpg", "from_scratch.jpg",
+        "gan_prior.jpg", "gan_votes-epsilon-1.jpg", "gan_votes-epsilon-8.jpg", "gan_free.jpg",
+        "gan_central.jpg",
     }  # fmt: skip
 
 
