@@ -305,10 +305,12 @@ class Postprocess:
     @torch.inference_mode()
     def _public_loss(self) -> float | None:
         """Loss of the averaged weights on phantoms: no patient is behind it, so it is free."""
-        model = build_model(self.study)
-        if self._phantoms is None or not isinstance(model, VAE):
+        if self._phantoms is None:
             return None
         images, conditions = self._phantoms
+        model = build_model(self.study)
+        if not isinstance(model, VAE):
+            raise AssertionError("phantoms are there for a VAE alone")
         model.load_state_dict({k: torch.from_numpy(v) for k, v in self.state.average.items()})
         latent = torch.zeros(len(images), model.latent)
         loss = float(model(images, conditions, latent).mean())
@@ -325,8 +327,8 @@ def _first(study: Study, run: RunFolder) -> Checkpoint:
 
 
 def _phantoms(study: Study) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Phantoms to measure the public loss on: (N, 3, S, S) in [-1, 1] and their conditions."""
-    if not study.evaluation.phantoms:
+    """Phantoms to measure a VAE's public loss on: (N, 3, S, S) in [-1, 1] and their conditions."""
+    if not study.evaluation.phantoms or study.model.kind != "vae":
         return None
     # Of another seed than those that a prior learns from.
     images_NSSC, conditions_N = study_phantoms(study, study.evaluation.phantoms, study.seed + 1)

@@ -190,8 +190,7 @@ def _require_finite(task: GanLoss) -> None:
     Raises:
         ModelError: The generator draws images that are not finite, or the loss on them is not.
     """
-    rows, losses = task.table()
-    if not all(bool(torch.isfinite(values).all()) for values in (losses, *rows.values())):
+    if not task.usable():
         raise ModelError(
             "The generator that came in draws images on which the loss is not finite",
             expected="a generator from which something can be learned",

@@ -142,6 +142,7 @@ class GanLoss(PatientTask):
         # Apart from the draws of the views, of which there are more or fewer as patients are.
         self.draws = np.random.default_rng()
         self._table_CD: dict[str, Tensor] = {}
+        self._checked: dict[str, Tensor] | None = None
 
     def load(self, indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
         """Images and conditions."""
@@ -149,7 +150,7 @@ class GanLoss(PatientTask):
 
     def loss(self) -> PatientLoss:
         """Draw images of every condition and make the table of their gradients."""
-        self._table_CD = self.table()[0]
+        self._table_CD, self._checked = self._checked or self.table()[0], None
         return lambda parameters, batch: self._mean(parameters, batch, drawn=False)
 
     def addend(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
@@ -161,6 +162,14 @@ class GanLoss(PatientTask):
             for view in range(1, views):
                 rows = rows + table.index_select(0, conditions_PK[:, view])
             yield name, rows / views if views > 1 else rows
+
+    def usable(self) -> bool:
+        """Make the first step's table, and tell whether it is finite. No patient is looked at.
+
+        Call it with the weights of the first step.
+        """
+        self._checked, losses_C = self.table()
+        return all(bool(torch.isfinite(part).all()) for part in (losses_C, *self._checked.values()))
 
     def table(self) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the loss on images drawn of each condition, and its values.

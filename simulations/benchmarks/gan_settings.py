@@ -1,10 +1,9 @@
 """What makes a GAN learn under noise: settings tried on phantom hospitals, one at a time.
 
-Run as `python -m simulations.benchmarks.gan_settings --out DIR`; goes on where it stopped. The
-hospitals are those of `vote_settings`: phantoms, developed in a way that the simulator does not
-know. A GAN that has learned from phantoms is trained on them by DP-SGD, and what is measured is
-the KID of what it then draws to patients who took no part, by ImageNet features. The defaults of a
-study's GAN were chosen by this table, and not by any photograph of a patient.
+Run as `python -m simulations.benchmarks.gan_settings --out DIR`; goes on where it stopped. A GAN
+that has learned from phantoms is trained by DP-SGD on the patients of `phantom_hospitals`, and what
+is measured is the KID of what it then draws to patients who took no part, by ImageNet features. The
+defaults of a study's GAN were chosen on these hospitals, and not by any photograph of a patient.
 """
 
 import argparse
@@ -16,16 +15,11 @@ from typing import Any
 
 import torch
 
-from fundusgen.evaluation.imagenet import ImageNetFeatures
 from fundusgen.storage import write_atomically
-from simulations.benchmarks.quality_context import Context, Row, mixed_labels
+from simulations.benchmarks.phantom_hospitals import phantom_hospitals
 from simulations.benchmarks.quality_gan_makers import gan_prior, tuned_server
-from simulations.benchmarks.quality_hospitals import Settings, load_hospitals
-from simulations.benchmarks.quality_judge import Judge
 from simulations.benchmarks.quality_stages import drawn
-from simulations.benchmarks.vote_settings import write_hospitals
 
-_SIZE_PX, _IMAGES = 64, 1000
 # What is tried besides a study's defaults: of the model, of the stage, of the federation.
 _TRIED: dict[str, dict[str, dict[str, Any]]] = {
     "defaults": {},
@@ -58,36 +52,27 @@ def measure(
 
     The table does not know the code that made it: delete it when makers change.
     """
-    data = out / "hospitals"
-    write_hospitals(data)
-    settings = Settings(data, out, out / "cache", _IMAGES, _SIZE_PX, replicates=50)
-    hospitals = load_hospitals(settings)
-    judge = Judge(settings, hospitals, [ImageNetFeatures()])
-    (out / "work").mkdir(exist_ok=True)
-    context = Context(hospitals.train, _SIZE_PX, mixed_labels(_IMAGES), out / "work")
+    context, kid_of = phantom_hospitals(out)
     table = out / "gan-settings.json"
     found: list[dict[str, Any]] = json.loads(table.read_bytes()) if table.is_file() else []
     known = {(row["setting"], row["epsilon"], row["rounds"]) for row in found}
     for name in ("the prior alone", *names):
-        if name == "the prior alone":
-            wanted, taken, watched = None, 0, []
-            if (name, wanted, taken) in known:
-                continue
-            images_NSSC = gan_prior(context, None, 0)
+        prior = name == "the prior alone"
+        wanted, taken = (None, 0) if prior else (epsilon, rounds)
+        if (name, wanted, taken) in known:
+            continue
+        if prior:
+            watched, images_NSSC = [], gan_prior(context, None, 0)
         else:
-            wanted, taken = epsilon, rounds
-            if (name, wanted, taken) in known:
-                continue
             server = tuned_server(context, wanted, 0, rounds=taken, **_TRIED[name])
             watched = [entry["generator"] for entry in server.run.metrics()]
             images_NSSC = drawn(context, server.study, server.state.drawn_from)
-        record = judge.record(Row("gan", wanted, 0, images_NSSC))
         found.append(
             {
                 "setting": name,
                 "epsilon": wanted,
                 "rounds": taken,
-                "kid": 1000 * record["metrics"]["imagenet"]["kid"]["value"],
+                "kid": kid_of(images_NSSC),
                 "diversity": [entry["diversity"] for entry in watched],
                 "collapsed": sum(entry["collapsed"] for entry in watched),
             }

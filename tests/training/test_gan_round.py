@@ -248,3 +248,17 @@ def test_a_patient_with_views_of_two_conditions_gets_the_mean_of_their_rows() ->
     for name, rows in task.addend((torch.zeros(2, 3), conditions)):
         torch.testing.assert_close(rows[0], (table[name][0] + 2 * table[name][1]) / 3)
         torch.testing.assert_close(rows[1], table[name][0])
+
+
+def test_the_table_that_was_checked_is_that_of_the_first_step_and_of_no_other(monkeypatch) -> None:
+    task = task_of(gan(study()), ["discriminator.*"], patients(2), drawn=2)
+    drawn, draw = [], GanLoss._drawn
+    monkeypatch.setattr(GanLoss, "_drawn", lambda self: drawn.append(1) or draw(self))
+    assert task.usable()
+    first = task._checked
+    task.loss()
+    assert task._table_CD is first
+    assert len(drawn) == 1
+    task.loss()
+    assert task._table_CD is not first
+    assert len(drawn) == 2
