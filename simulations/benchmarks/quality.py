@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from fundusgen.code import code_hash
 from fundusgen.errors import FundusgenError, RunError
 from fundusgen.evaluation.features import FeatureExtractor
 from fundusgen.report.pictures import contact_sheet, save_png
-from fundusgen.storage import replacing, write_json
+from fundusgen.storage import replacing, write_atomically, write_json
 from simulations.benchmarks.child import Row as Figure
 from simulations.benchmarks.child import row as figure
 from simulations.benchmarks.quality_context import Context, Row, mixed_labels
 from simulations.benchmarks.quality_hospitals import OUT, Settings, load_hospitals
 from simulations.benchmarks.quality_judge import Judge, Record, standard_extractors
-from simulations.benchmarks.quality_page import write_page
+from simulations.benchmarks.quality_page import PICTURES, write_page
 from simulations.benchmarks.quality_rows import ROWS
 
 DOCS = Path("docs/results")
@@ -48,6 +49,7 @@ def measure(
     extractors: Sequence[FeatureExtractor] | None = None,
     *,
     reuse: bool = False,
+    docs: Path = DOCS,
 ) -> None:
     """Measure the yardstick and rows that have not been measured yet, one after the other.
 
@@ -59,6 +61,7 @@ def measure(
         seeds: Each row is made once with each.
         epsilons: Private rows are made once with each.
         extractors: Those of `standard_extractors` where None.
+        docs: Folder of the page; rows that were published there by `render` are not made again.
         reuse: Measure images that are kept from an earlier run, of the same photographs and size,
             instead of making them again: for when a change is to the measure, not to the rows.
 
@@ -73,7 +76,8 @@ def measure(
     if _read_json(settings.out / YARDSTICK_FILE).get("setting") != judge.setting:
         _say("measuring the hospitals against each other ...")
         write_json(settings.out / YARDSTICK_FILE, judge.yardstick())
-    done = {_key(record) for record in read_rows(settings.out, judge.setting)}
+    known = [*read_rows(docs / PICTURES, judge.setting), *read_rows(settings.out, judge.setting)]
+    done = {_key(record) for record in known}
     labels_N = mixed_labels(settings.images)
     work_dir = settings.out / "work"
     work_dir.mkdir(exist_ok=True)
@@ -87,7 +91,7 @@ def measure(
         save_png(
             _sheet(row, labels_N), settings.out / SHEETS / f"{row_label(name, epsilon, seed)}.png"
         )
-        record = {"seconds_to_make": seconds, **judge.record(row)}
+        record = {"seconds_to_make": seconds, "code": code_hash(), **judge.record(row)}
         with (settings.out / ROWS_FILE).open("a", encoding="utf-8") as lines:
             # Also ends a line that an interrupted run has left open.
             lines.write("\n" + json.dumps(record) + "\n")
@@ -178,8 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring.add_argument("--reuse", action="store_true", help="measure kept images again")
     measuring.add_argument("--size", type=int, default=Settings.size_px, help="side in pixels")
     rendering = steps.add_parser("render", help="write the page and its pictures")
-    rendering.add_argument("--docs", type=Path, default=DOCS, help="where quality.md goes")
     for step in (measuring, rendering):
+        step.add_argument("--docs", type=Path, default=DOCS, help="where quality.md goes")
         step.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     options = parser.parse_args(arguments)
     try:
@@ -189,7 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
             cache = options.cache or options.out / "cache"
             settings = Settings(options.data, options.out, cache, options.images, options.size)
-            measure(settings, options.rows, options.seeds, options.epsilons, reuse=options.reuse)
+            measure(
+                settings, options.rows, options.seeds, options.epsilons,
+                reuse=options.reuse, docs=options.docs,
+            )  # fmt: skip
     except FundusgenError as error:
         _say(str(error))
         return 1
@@ -209,7 +216,15 @@ def render(out: Path, docs: Path) -> None:
             expected=f"{YARDSTICK_FILE}, as the step `measure` writes it",
             remedy="Run `measure` first",
         )
-    write_page(docs, yardstick, read_rows(out, yardstick["setting"]), out / SHEETS, ROWS)
+    # The newest of each, so that rows of several machines make one page.
+    rows = {
+        _key(record): record
+        for folder in (docs / PICTURES, out)
+        for record in read_rows(folder, yardstick["setting"])
+    }
+    lines = (json.dumps(record) for record in rows.values())
+    write_atomically(docs / PICTURES / ROWS_FILE, "\n".join(lines) + "\n")
+    write_page(docs, yardstick, list(rows.values()), out / SHEETS, ROWS)
 
 
 def _row(

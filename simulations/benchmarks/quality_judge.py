@@ -150,5 +150,5 @@ def _identity(extractor: FeatureExtractor) -> Record:
 
 def _plain(estimate: Estimate) -> Record:
     low, high = estimate.interval
-    replicates = [float(f"{value:.6g}") for value in estimate.replicates_B]
+    replicates = [float(f"{value:.4g}") for value in estimate.replicates_B]
     return {"value": estimate.value, "low": low, "high": high, "replicates": replicates}

@@ -248,12 +248,14 @@ def _pictures(groups: Sequence[Group], sheets: Path, folder: Path) -> dict[str, 
     links = {}
     for group in groups:
         source = sheets / f"{group.label}-seed-{group.records[0]['seed']}.png"
+        picture = folder / f"{group.label}.jpg"
         if source.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            picture = folder / f"{group.label}.jpg"
             # Half the room of a PNG; a palette would put steps into smooth shading.
             with Image.open(source) as sheet, replacing(picture) as temporary:
                 sheet.save(temporary, format="JPEG", quality=_JPEG_QUALITY)
+        # That of another machine's row stays.
+        if picture.exists():
             links[group.label] = f"{folder.name}/{picture.name}"
     return links
 

@@ -7,14 +7,18 @@ out is the ledger, which changes no number, and the network.
 N images, S side in pixels, C colours.
 """
 
+import hashlib
+import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from fundusgen.data.conditions import CONDITIONS
 from fundusgen.data.patients import PatientDataset
@@ -27,7 +31,7 @@ from fundusgen.study import Study
 from fundusgen.training.fitting import fit, weights_of
 from fundusgen.training.local import load_model, prepare_round, train_round
 from fundusgen.training.mechanisms import noise_for, noise_of_reply
-from fundusgen.training.poll import load_poll
+from fundusgen.training.poll import Poll, load_poll
 from fundusgen.training.voting import cast_votes, prepare_vote
 from server.postprocess import Postprocess
 from server.preparation import prepare_public
@@ -42,6 +46,7 @@ ROUNDS = 40
 # What of the VAE is tuned on patients.
 TUNED: Mapping[str, Any] = {"private": ["decoder.*modulation*"]}
 _BATCH_PATIENTS = 32
+_ASKED = "asked"
 DPSGD: Mapping[str, Any] = {
     "steps_per_round": 1, "sample_rate": 0.25, "views_per_patient": 1, "optimizer": "sgd",
     "learning_rate": 0.1,
@@ -127,20 +132,21 @@ def after_votes(
     noise = noise_of(study, "votes", epsilon)
     label = f"{label}{'-refit' * refit}{'-dpsgd' * (dpsgd is not None)}-{epsilon}-{seed}"
     server = Postprocess(study, prepared(context, study, label))
-    patients = patients_of(context)
+    ballots = _ballots(context, study, noise)
+    known = ballots.is_dir()
+    if known:
+        # What was asked goes with what was answered.
+        shutil.copytree(ballots / _ASKED, server.run.votes, dirs_exist_ok=True)
+    answers: list[list[Weights]] = []
     for vote in study.stage_rounds["votes"]:
-        asked = server.request(vote)
-        replies = []
-        for site in patients.values():
-            vote_there = prepare_vote(
-                load_poll(study, asked),
-                site,
-                noise_multiplier=noise,
-                noise=FastNoise(),
-                device=torch.device("cpu"),
-            )
-            replies.append((cast_votes(vote_there), noise))
-        server.finish_vote(vote, replies, sites=[], seconds=0.0)
+        if known:
+            answers.append([load_file(path) for path in sorted(ballots.glob(f"{vote:04d}-*"))])
+        else:
+            poll = load_poll(study, server.request(vote))
+            answers.append([_votes_of(poll, site, noise) for site in patients_of(context).values()])
+        server.finish_vote(vote, [(reply, noise) for reply in answers[-1]], sites=[], seconds=0.0)
+    if not known:
+        _keep(ballots, server.run, answers)
     return server
 
 
@@ -207,6 +213,46 @@ def train(context: Context, server: Postprocess, epsilon: float | None) -> None:
             replies.append((share, train_round(round_there)))
             noises.append((share, noise_of_reply(study.dpsgd, noise, declared(len(site)))))
         server.finish_round(round_number, replies, noises, sites=[], seconds=0.0)
+
+
+def _ballots(context: Context, study: Study, noise: float) -> Path:
+    """Where votes are kept for rows that would hold the same.
+
+    Votes know nothing of the model, so rows that differ in it alone share them, noise and all.
+    """
+    votes = study.votes.model_dump(mode="json", exclude={"refit_steps", "refit_phantoms"})
+    said = [votes, list(study.conditions), study.image_size, study.seed, noise]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return context.work_dir / "ballots" / digest[:20]
+
+
+def _votes_of(poll: Poll, site: PatientDataset, noise: float) -> Weights:
+    return cast_votes(
+        prepare_vote(
+            poll,
+            site,
+            noise_multiplier=noise,
+            noise=FastNoise(),
+            device=torch.device("cpu"),
+        )
+    )
+
+
+def _keep(ballots: Path, run: RunFolder, answers: Sequence[Sequence[Weights]]) -> None:
+    """Keep all votes of a study, or nothing: half of them would not fit other halves."""
+    ballots.parent.mkdir(parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(dir=ballots.parent))
+    (half / _ASKED).mkdir()
+    for path in run.votes.glob("poll-*"):
+        shutil.copyfile(path, half / _ASKED / path.name)
+    for vote, replies in enumerate(answers, start=1):
+        for number, reply in enumerate(replies):
+            save_file(dict(reply), half / f"{vote:04d}-{number:03d}.safetensors")
+    try:
+        half.rename(ballots)
+    except OSError:
+        # Another process was first.
+        shutil.rmtree(half)
 
 
 def noise_of(study: Study, stage: Any, epsilon: float | None) -> float:

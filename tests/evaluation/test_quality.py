@@ -96,6 +96,18 @@ def test_kept_images_can_be_measured_again(
     assert json.loads(rows.read_text()) == first
 
 
+def test_rows_of_several_machines_make_one_page(settings: Settings, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    elsewhere = replace(settings, out=tmp_path / "elsewhere")
+    for machine, seeds in ((settings, [0]), (elsewhere, [0, 1])):
+        quality.measure(machine, [RAW_PHANTOMS], seeds, [], [ColourFeatures()], docs=docs)
+        quality.main(["render", "--out", str(machine.out), "--docs", str(docs)])
+    # What was published is not made again.
+    setting = json.loads((settings.out / quality.YARDSTICK_FILE).read_text())["setting"]
+    assert [record["seed"] for record in quality.read_rows(elsewhere.out, setting)] == [1]
+    assert "| raw phantoms |  | 2 |" in (docs / quality_page.PAGE).read_text()
+
+
 def test_a_row_of_another_shape_is_refused(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +166,7 @@ def test_the_page_says_what_was_measured_and_which_targets_are_met(
     assert pictures == {
         "phantoms.jpg", "good-epsilon-1.jpg", "good-epsilon-8.jpg", "from_scratch.jpg",
         "gan_prior.jpg", "gan_votes-epsilon-1.jpg", "gan_votes-epsilon-8.jpg", "gan_free.jpg",
-        "gan_central.jpg",
+        "gan_central.jpg", quality.ROWS_FILE,
     }  # fmt: skip
 
 
