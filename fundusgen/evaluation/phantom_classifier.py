@@ -1,7 +1,8 @@
 """Features of a small network that tells phantoms apart: which condition, which camera.
 
 What everyday photographs do not teach: discs, vessels and lesions of fundus images, as far as the
-simulator has them. It is trained here, on phantoms of a fixed public seed, and kept in a cache.
+simulator has them. It is trained here, on phantoms of a fixed public seed; a file of this folder
+has its weights for the simulator as it is.
 No patient is involved; what it does not know of real eyes, it does not see. Of new phantoms at
 64 px, where lesions are hardly a pixel wide, it names nearly every camera, and of ten conditions
 the right one in 4 of 10.
@@ -28,7 +29,7 @@ from fundusgen.evaluation.features import check_images, resized_batches, stacked
 from fundusgen.phantom.camera import CAMERA_STYLES
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.population import collection_phantom
-from fundusgen.phantom.render import render
+from fundusgen.phantom.render import render, render_as_right
 from fundusgen.storage import write_atomically
 
 _DIMENSIONS = 64
@@ -60,8 +61,9 @@ class PhantomFeatures:
     """The last feature map of the classifier, averaged over the picture: 64 features.
 
     Args:
-        cache_dir: Where the trained network is kept, under a digest of what the simulator draws
-            and of the settings; about a minute on one core the first time.
+        cache_dir: Where a trained network is kept, under a digest of what the simulator draws
+            and of the settings. The one with the settings' defaults comes with the package, so
+            that everybody's figures are by the same weights; another takes about a minute.
         training: How to train it.
     """
 
@@ -73,8 +75,10 @@ class PhantomFeatures:
         self._training = training or PhantomTraining()
         recipe = _recipe(self._training)
         self.version = f"classifier 1, {recipe[:12]}"
-        path = cache_dir / f"phantom-classifier-{recipe[:20]}.safetensors"
-        content = path.read_bytes() if path.exists() else b""
+        file = f"phantom-classifier-{recipe[:20]}.safetensors"
+        path = cache_dir / file
+        shipped = Path(__file__).with_name(file)
+        content = next((p.read_bytes() for p in (shipped, path) if p.exists()), b"")
         network = PhantomClassifier()
         try:
             network.load_state_dict(load(content))
@@ -173,8 +177,7 @@ def labelled_phantoms(training: PhantomTraining) -> tuple[Tensor, Tensor, Tensor
     images, conditions, cameras = [], [], []
     for number in range(training.phantoms):
         phantom = collection_phantom(number, training.seed, PHANTOM_CONDITIONS)
-        image_SSC = render(phantom, training.size_px)
-        images.append(image_SSC[:, ::-1] if phantom.anatomy.eye == "L" else image_SSC)
+        images.append(render_as_right(phantom, training.size_px))
         conditions.append(number % len(PHANTOM_CONDITIONS))
         cameras.append(styles.index(phantom.camera.style))
     images_NSSC = torch.from_numpy(np.stack(images))

@@ -62,6 +62,15 @@ def render(phantom: Phantom, size_px: int) -> NDArray[np.uint8]:
     return photograph(retina.light_CSS, phantom.camera, phantom.lesions, lens_density)
 
 
+def render_as_right(phantom: Phantom, size_px: int) -> NDArray[np.uint8]:
+    """Render a phantom as a right eye, as models and measures are shown all eyes.
+
+    Arguments, result and errors as of `render`; a left eye is in the mirror.
+    """
+    image_SSC = render(phantom, size_px)
+    return image_SSC[:, ::-1] if phantom.anatomy.eye == "L" else image_SSC
+
+
 def lesion_masks(phantom: Phantom, size_px: int) -> dict[str, NDArray[np.uint8]]:
     """Render the ground truth of a phantom's lesions.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.population import collection_phantom
-from fundusgen.phantom.render import render
+from fundusgen.phantom.render import render_as_right
 from fundusgen.phantom.workers import ordered_map
 from fundusgen.study import Study
 
@@ -71,6 +71,5 @@ def _batch(
     images = []
     for number in range(start, min(start + _BATCH, count)):
         phantom = collection_phantom(number, seed, kinds)
-        image_SSC = render(phantom, size_px)
-        images.append(image_SSC[:, ::-1] if phantom.anatomy.eye == "L" else image_SSC)
+        images.append(render_as_right(phantom, size_px))
     return np.stack(images)

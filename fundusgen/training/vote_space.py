@@ -24,7 +24,7 @@ from fundusgen.phantom import SIMULATOR_VERSION, reading
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.population import collection_phantom
 from fundusgen.phantom.reading import PARAMETERS, parameters_of
-from fundusgen.phantom.render import render
+from fundusgen.phantom.render import render_as_right
 from fundusgen.phantom.workers import ordered_map
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study
@@ -116,11 +116,7 @@ def _drawn(image_size: int, start: int) -> tuple[NDArray[np.uint8], NDArray[np.f
         collection_phantom(number, _SEED, PHANTOM_CONDITIONS)
         for number in range(start, min(start + _RENDERED, _PHANTOMS))
     ]
-    images = [render(phantom, image_size) for phantom in phantoms]
-    right = [
-        image[:, ::-1] if phantom.anatomy.eye == "L" else image
-        for image, phantom in zip(images, phantoms, strict=True)
-    ]
+    right = [render_as_right(phantom, image_size) for phantom in phantoms]
     return np.stack(right), np.stack([parameters_of(phantom) for phantom in phantoms])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundusgen.phantom.population import collection_phantom
-from fundusgen.phantom.render import render
+from fundusgen.phantom.render import render_as_right
 from simulations.benchmarks.quality_context import Context, RowKind
 from simulations.benchmarks.quality_gan_makers import (
     gan_at_sites,
@@ -44,8 +44,7 @@ def phantoms(context: Context, epsilon: float | None, seed: int) -> NDArray[np.u
     images = []
     for number in range(len(context.labels_N)):
         phantom = collection_phantom(number, _PHANTOM_SEED + seed, context.labels_N)
-        image_SSC = render(phantom, context.size_px)
-        images.append(image_SSC[:, ::-1] if phantom.anatomy.eye == "L" else image_SSC)
+        images.append(render_as_right(phantom, context.size_px))
     return np.stack(images)
 
 

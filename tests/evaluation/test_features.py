@@ -159,6 +159,19 @@ def test_the_classifier_is_trained_once_and_found_again(
     np.testing.assert_array_equal(found(images_NSSC), trained(images_NSSC))
 
 
+def test_the_simulator_as_it_is_has_its_classifier_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fails when what the simulator draws has changed: train it anew, and move the file that
+    # PhantomFeatures(folder) leaves beside the module, in place of the old one.
+    monkeypatch.setattr(
+        "fundusgen.evaluation.phantom_classifier.train_classifier",
+        lambda training: pytest.fail("no weights for this simulator in the package"),
+    )
+    assert len(PhantomFeatures(tmp_path).digest) == 64
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_classifier_is_trained_anew(tmp_path: Path) -> None:
     trained = PhantomFeatures(tmp_path, QUICK)
     (path,) = tmp_path.iterdir()
