@@ -8,11 +8,14 @@ import typer
 
 from fundusgen import __version__
 from fundusgen.cli.audit import audit_app
+from fundusgen.cli.audit_mechanism import mechanism
+from fundusgen.cli.evaluate import evaluate
 from fundusgen.cli.generate import generate
 from fundusgen.cli.ledger import ledger_app
 from fundusgen.cli.phantom import phantom_app
 from fundusgen.cli.plan import plan
 from fundusgen.cli.prior import prior
+from fundusgen.cli.release import release, verify
 from fundusgen.cli.site import site_app
 from fundusgen.errors import FundusgenError
 
@@ -35,12 +38,16 @@ def _root(
         raise typer.Exit
 
 
+app.command()(evaluate)
 app.command()(generate)
 app.command()(plan)
 app.command()(prior)
+app.command()(release)
+app.command()(verify)
 app.add_typer(phantom_app, name="phantom")
 app.add_typer(site_app, name="site")
 site_app.add_typer(ledger_app, name="ledger")
+audit_app.command()(mechanism)
 app.add_typer(audit_app, name="audit")
 # Commands that start servers and clients live above the library and join here by name; one
 # named `site.join` joins the group `site`.

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from fundusgen.errors import RunError
 from fundusgen.evaluation.images import ImageSet
+from fundusgen.evaluation.model_attacks import released_model
 from fundusgen.evaluation.real_images import MANIFEST, Progress, load_real
+from fundusgen.models.factory import Model
 from fundusgen.models.generator import MODEL_FILE, WEIGHTS_FILE, Generator
 from fundusgen.run_folder import RunFolder
 from fundusgen.training.population import POPULATION_FILE, VotedPopulation, load_population
@@ -114,6 +116,7 @@ class NetworkSubject:
 
     def __init__(self, folder: Path) -> None:
         """Load the weights."""
+        self._folder = folder
         self._generator = Generator.load(folder)
         study = self._generator.study
         digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
@@ -125,8 +128,13 @@ class NetworkSubject:
 
     @property
     def generator(self) -> Generator:
-        """The network, for attacks that look inside."""
+        """The network."""
         return self._generator
+
+    @property
+    def model(self) -> Model:
+        """All of what is released, for attacks that look inside."""
+        return released_model(self._folder)[1]
 
     def images(self, condition: str, count: int, seed: int) -> NDArray[np.uint8]:
         """Draw; see `Subject.images`."""
