@@ -1,4 +1,4 @@
-"""`fundusgen audit`: check what a site has spent, offline and on a copy."""
+"""`fundusgen audit ledger`: check what a site has spent, offline and on a copy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,11 +32,6 @@ _SHOWN = 20
 # A ledger that grows while it is read is read again, so often.
 _READINGS = 5
 _LEDGER = "ledger.db"
-
-
-@audit_app.callback()
-def _audit() -> None:
-    """Keep `ledger` a command of its own, although there is no other yet."""
 
 
 @audit_app.command()

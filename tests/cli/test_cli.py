@@ -87,7 +87,7 @@ def phantoms(tmp_path_factory) -> Path:
     "command",
     [
         "", "generate", "simulate", "phantom", "phantom sheet", "site", "site init", "site check",
-        "site status",
+        "site status", "evaluate", "release", "verify", "audit", "audit ledger", "audit mechanism",
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(cli, command: str) -> None:
