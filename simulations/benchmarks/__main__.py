@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Mapping[str, str]] = {
     "federation_round": {},
     "client_memory": {},
     "budget": {},
+    "evaluation": {},
     "quality": ONE_CORE,
 }
 
