@@ -8,7 +8,8 @@ run, with patients who do not exist, and what it releases is held against that c
     trade_offs   how well any test can tell a patient's presence, for each amount of noise
     bounds       lower bounds by Clopper-Pearson and by Gaussian differential privacy
     one_run      lower bounds from one run, free of assumptions on the noise's independence
-    checks       what no lower bound shows: who is sampled, and how noise is distributed
+    checks       what no lower bound shows: how noise is distributed, and what is accounted
+    sampling_checks, verdicts    who is sampled; when a check does not hold
     audit        all of it together, and the verdict
 
 An audit can show that a claim is false. It cannot show that one is true.

@@ -3,47 +3,48 @@
 A sampler that is not Poisson, or noise that comes again in every step, need not make the canaries
 of one audit easier to find, but voids the proof that the claim rests on. Each check here is a
 hypothesis test whose p-value is exact, or too large, for code that does what the claim assumes;
-it fails below `ALARM`.
+it fails below `ALARM`. A check for which there was nothing to look at has no p-value, and does not
+hold either: nothing is vouched for that was not seen.
+
+What they do not see: noise of two audits that is the same, and what a round does around its steps.
 
 Axes: T releases, N directions of pure noise, P patients who took part.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from fundusgen.auditing.canaries import Booleans, Floats, Observation
+from fundusgen.auditing.canaries import Floats, Observation
 from fundusgen.auditing.mechanisms import AuditedMechanism
+from fundusgen.auditing.sampling_checks import (
+    sampling_over_steps,
+    sampling_patients,
+    sampling_rate,
+    sampling_sizes,
+)
+from fundusgen.auditing.verdicts import ALARM, Check, of_several, two_sided
 from fundusgen.privacy.events import Event, beyond
 
-# Probability of each false alarm: an audit makes some forty tests, so 4 in 10,000 sound ones err.
-ALARM = 1e-5
-
-
-@dataclass(frozen=True)
-class Check:
-    """One property of a mechanism, and whether it was seen to hold.
-
-    Attributes:
-        code: Its name, for programs.
-        claim: What should hold.
-        found: What was seen, with its figure.
-        p_value: Probability of what was seen, or worse, if the claim holds.
-    """
-
-    code: str
-    claim: str
-    found: str
-    p_value: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether what was seen is no reason for alarm."""
-        # NaN, of a release that is not finite, fails the comparison and the check.
-        return self.p_value >= ALARM
+__all__ = [
+    "ALARM",
+    "Check",
+    "absence",
+    "accounted",
+    "all_checks",
+    "contribution",
+    "noise_over_directions",
+    "noise_over_steps",
+    "noise_shape",
+    "noise_size",
+    "noise_sizes",
+    "sampling_over_steps",
+    "sampling_patients",
+    "sampling_rate",
+    "sampling_sizes",
+]
 
 
 def all_checks(
@@ -59,7 +60,11 @@ def all_checks(
     event = mechanism.event
     yield accounted(mechanism.planned, len(seen.released_TM), seen.counted)
     yield contribution(seen.own_TP[seen.drawn_TP], event.noise_multiplier)
+    if event.sample_rate < 1:
+        yield absence(seen.own_TP[~seen.drawn_TP], event.noise_multiplier)
     yield noise_size(seen.noise_TN, event.noise_multiplier)
+    if len(seen.noise_TN) > 1:
+        yield noise_sizes(seen.noise_TN)
     yield noise_shape(seen.noise_TN)
     if len(seen.noise_TN) > 1:
         yield noise_over_steps(seen.noise_TN)
@@ -94,13 +99,38 @@ def contribution(own_K: Floats, noise_multiplier: float) -> Check:
         own_K: Releases along the directions of patients who were in them.
         noise_multiplier: As claimed.
     """
-    mean = float(own_K.mean()) if own_K.size else 0.0
-    excess = (mean - 1) * np.sqrt(max(1, own_K.size)) / noise_multiplier
+    claim = "a patient adds at most the bound to a release, however many images they have"
+    if not own_K.size:
+        return Check("contribution", claim, "nobody was sampled", math.nan)
+    mean = float(own_K.mean())
+    excess = (mean - 1) * np.sqrt(own_K.size) / noise_multiplier
     return Check(
         "contribution",
-        "a patient adds at most the bound to a release, however many images they have",
+        claim,
         f"{mean:.3f} times the bound, on average",
         float(stats.norm.sf(excess)),
+    )
+
+
+def absence(own_K: Floats, noise_multiplier: float) -> Check:
+    """Whether a patient adds nothing to a step that they were not sampled for: both ways.
+
+    A gradient that is left over from an earlier step is in two steps, and costs as two.
+
+    Args:
+        own_K: Releases along the directions of patients who took part, but were not in them.
+        noise_multiplier: As claimed.
+    """
+    claim = "a patient adds nothing to a release that they were not sampled for"
+    if not own_K.size:
+        return Check("absence", claim, "everybody was sampled", math.nan)
+    mean = float(own_K.mean())
+    excess = abs(mean) * np.sqrt(own_K.size) / noise_multiplier
+    return Check(
+        "absence",
+        claim,
+        f"{mean:.3f} times the bound, on average",
+        float(2 * stats.norm.sf(excess)),
     )
 
 
@@ -113,7 +143,37 @@ def noise_size(noise_TN: Floats, noise_multiplier: float) -> Check:
         "noise-size",
         f"noise has a standard deviation of {noise_multiplier:g} times the bound",
         f"{share * noise_multiplier:.4g} times the bound, {100 * share:.1f}% of what is claimed",
-        _two_sided(float(stats.chi2.cdf(squares, size)), float(stats.chi2.sf(squares, size))),
+        two_sided(float(stats.chi2.cdf(squares, size)), float(stats.chi2.sf(squares, size))),
+    )
+
+
+def noise_sizes(noise_TN: Floats) -> Check:
+    """Whether noise is of one size in all releases: each against those before it, exactly.
+
+    Where a sum is divided by how many patients were in it, and not by a public number, the size of
+    the noise tells how many there were. What the size is, is another check's business: the share of
+    a release in the squares so far has a beta distribution, independent of all earlier shares.
+    """
+    releases, directions = noise_TN.shape
+    squares_T = np.square(noise_TN).sum(axis=1)
+    claim = "noise is of one size in all releases"
+    # NaN fails the comparison too.
+    if not squares_T[0] > 0:
+        return Check("noise-sizes", claim, "there is no noise", math.nan)
+    shares_S = squares_T[1:] / np.cumsum(squares_T)[1:]
+    law = stats.beta(directions / 2, np.arange(1, releases) * directions / 2)
+    # The nearer tail, so that neither is rounded to 1; the best that floats can tell from 0.
+    tails_S = np.clip(np.minimum(law.cdf(shares_S), law.sf(shares_S)), 1e-300, 1)
+    squares = float(np.square(stats.norm.ppf(tails_S)).sum())
+    sizes_T = np.sqrt(squares_T / squares_T.mean())
+    return Check(
+        "noise-sizes",
+        claim,
+        f"from {sizes_T.min():.3f} to {sizes_T.max():.3f} times the mean",
+        two_sided(
+            float(stats.chi2.cdf(squares, releases - 1)),
+            float(stats.chi2.sf(squares, releases - 1)),
+        ),
     )
 
 
@@ -123,7 +183,9 @@ def noise_shape(noise_TN: Floats) -> Check:
     Scaled by its own spread, so that size is another check's business; that makes p too large.
     """
     flat = noise_TN.ravel()
-    spread = float(np.sqrt(np.square(flat).mean())) if flat.size else 0.0
+    if not flat.size:
+        return Check("noise-shape", "noise is Gaussian", "nobody took no part", math.nan)
+    spread = float(np.sqrt(np.square(flat).mean()))
     if spread == 0.0:
         return Check("noise-shape", "noise is Gaussian", "there is no noise", 0.0)
     test = stats.kstest(flat / spread, "norm")
@@ -145,7 +207,7 @@ def noise_over_steps(noise_TN: Floats) -> Check:
         "noise-over-steps",
         "noise of one release says nothing of that of another",
         f"correlation of the two most alike releases: {worst:.3f}",
-        _of_several(_correlation_p(worst, directions), len(alike)),
+        of_several(_correlation_p(worst, directions), len(alike)),
     )
 
 
@@ -160,99 +222,7 @@ def noise_over_directions(noise_TN: Floats) -> Check:
         "noise-over-directions",
         "noise along one direction says nothing of that along another",
         f"correlation of neighbours {neighbours:.3f}, of the two halves {halves:.3f}",
-        _of_several(_correlation_p(worst, first.size), 2),
-    )
-
-
-def sampling_rate(drawn_TP: Booleans, sample_rate: float) -> Check:
-    """Whether patients are sampled as often as claimed: exact binomial."""
-    drawn, chances = int(drawn_TP.sum()), drawn_TP.size
-    p = 1.0 if not chances else float(stats.binomtest(drawn, chances, sample_rate).pvalue)
-    return Check(
-        "sampling-rate",
-        f"each patient enters a step with probability {sample_rate:g}",
-        f"{drawn / max(1, chances):.4f} of all chances were taken",
-        p,
-    )
-
-
-def sampling_sizes(drawn_TP: Booleans, sample_rate: float, rng: np.random.Generator) -> Check:
-    """Whether the sizes of samples vary as those of Poisson samples do.
-
-    Batches of a fixed size vary too little, patients who come in groups make them vary too much.
-    """
-    sizes_T = drawn_TP.sum(axis=1)
-    return Check(
-        "sampling-sizes",
-        "the size of a sample varies as that of a Poisson sample",
-        f"standard deviation {sizes_T.std():.2f}, where "
-        f"{np.sqrt(drawn_TP.shape[1] * sample_rate * (1 - sample_rate)):.2f} is expected",
-        _dispersion_p(sizes_T, drawn_TP.shape[1], sample_rate, rng),
-    )
-
-
-def sampling_patients(drawn_TP: Booleans, sample_rate: float, rng: np.random.Generator) -> Check:
-    """Whether patients are in as many samples as chance has it.
-
-    Shuffling deals each of them equally many, and a sample that is drawn once and used again
-    makes some come always and some never.
-    """
-    counts_P = drawn_TP.sum(axis=0)
-    return Check(
-        "sampling-patients",
-        "how often a patient is sampled varies as independent draws do",
-        f"standard deviation {counts_P.std():.2f}, where "
-        f"{np.sqrt(len(drawn_TP) * sample_rate * (1 - sample_rate)):.2f} is expected",
-        _dispersion_p(counts_P, len(drawn_TP), sample_rate, rng),
-    )
-
-
-def sampling_over_steps(drawn_TP: Booleans, sample_rate: float) -> Check:
-    """Whether two samples share as many patients as chance has it, the strangest of all pairs."""
-    drawn = drawn_TP.astype(np.float64)
-    pairs = np.triu_indices(len(drawn), 1)
-    shared = (drawn @ drawn.T)[pairs]
-    patients, both = drawn.shape[1], sample_rate**2
-    p = min(
-        _two_sided(
-            float(stats.binom.cdf(count, patients, both)),
-            float(stats.binom.sf(count - 1, patients, both)),
-        )
-        for count in (shared.min(), shared.max())
-    )
-    return Check(
-        "sampling-over-steps",
-        "two samples have no more and no fewer patients in common than chance has it",
-        f"{shared.min():.0f} to {shared.max():.0f}, where about {patients * both:.0f} are expected",
-        _of_several(p, len(shared)),
-    )
-
-
-def _two_sided(below: float, above: float) -> float:
-    return _of_several(float(np.minimum(below, above)), 2)
-
-
-def _of_several(p_value: float, tests: int) -> float:
-    """The p-value of the least of several; not a number where that is none."""
-    return float(np.minimum(1.0, tests * p_value))
-
-
-def _dispersion_p(
-    counts: NDArray[np.int64], trials: int, rate: float, rng: np.random.Generator
-) -> float:
-    """Exact p-value of the spread of binomial counts about what is claimed, both ways.
-
-    A count is spread evenly over the probability that it has, and so becomes an exact Gaussian.
-    """
-    if not counts.size:
-        return 1.0
-    below = stats.binom.cdf(counts - 1, trials, rate)
-    uniform = below + rng.random(counts.shape) * stats.binom.pmf(counts, trials, rate)
-    # The best that floats can tell from 0 and 1.
-    gaussian = stats.norm.ppf(np.clip(uniform, 1e-16, 1 - 1e-16))
-    squares = float(np.square(gaussian).sum())
-    return _two_sided(
-        float(stats.chi2.cdf(squares, counts.size)), float(stats.chi2.sf(squares, counts.size))
+        of_several(_correlation_p(worst, first.size), 2),
     )
 
 
@@ -274,7 +244,8 @@ def _correlation(one: Floats, other: Floats) -> float:
 def _correlation_p(correlation: float, size: int) -> float:
     """Two-sided p-value of an uncentred correlation of Gaussians: exact, Student's t."""
     if size < 2:
-        return 1.0
+        # One number is like any other.
+        return math.nan
     if abs(correlation) >= 1:
         return 0.0
     t = abs(correlation) * np.sqrt((size - 1) / (1 - correlation**2))

@@ -5,7 +5,8 @@ clipping, steps and noise are those of `PatientSGD`, ballots and tallies those o
 round is reserved in a ledger on the disk before it runs, from which the claim is read afterwards
 as a site reads it for its receipts. What this module adds is what lies outside: a model whose
 gradients are known, an optimizer that moves weights by exactly what is released, and a note of
-which patients a step loaded.
+which patients a step loaded. The loop over a round's steps is its own: that a site takes no more of
+them than it reserved, tests of `training` hold.
 
 Axes: T releases, M canaries, P patients who took part, K images of a patient.
 """
@@ -141,19 +142,24 @@ def observe(
 def joined(observations: list[Observation]) -> Observation:
     """Put independent runs, each with canaries of its own, side by side.
 
-    Together they are one mechanism in which each canary is in one run; its claim is the largest.
+    Together they are one mechanism in which each canary is in one run. Ledgers of sound runs say
+    the same; where they do not, the one that counts least is wrong, and is what stands here.
 
     Args:
         observations: Of the same mechanism, at least one.
     """
-    dearest = max(observations, key=lambda one: one.claim)
+    cheapest = min(observations, key=lambda one: (one.claim, _steps(one)))
     return Observation(
         np.concatenate([one.included_M for one in observations]),
         np.concatenate([one.released_TM for one in observations], axis=1),
         np.concatenate([one.drawn_TP for one in observations], axis=1),
-        dearest.counted,
-        dearest.claim,
+        cheapest.counted,
+        cheapest.claim,
     )
+
+
+def _steps(one: Observation) -> int:
+    return sum(event.steps for event in one.counted)
 
 
 # A round's releases (steps, M), and who was in each (steps, P).

@@ -1,5 +1,6 @@
 """`fundusgen audit mechanism`: hold the code that trains against what its accountant claims."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -148,7 +149,8 @@ def _print(audit: MechanismAudit, console: Console) -> None:
     console.print(bounds)
     checks = Table.grid(padding=(0, 2))
     for check in audit.checks:
-        word = "[green]holds[/]" if check.holds else "[red]NOT SO[/]"
+        seen = "NOT SEEN" if math.isnan(check.p_value) else "NOT SO"
+        word = "[green]holds[/]" if check.holds else f"[red]{seen}[/]"
         checks.add_row(word, escape(check.claim), escape(f"({check.found})"))
     console.print(checks)
     for bound in audit.exceeding:
@@ -158,7 +160,8 @@ def _print(audit: MechanismAudit, console: Console) -> None:
             style="red",
         )
     for check in audit.failed:
-        console.print(f"{check.code}: not so: {escape(check.claim)}", style="red")
+        said = "could not be seen" if math.isnan(check.p_value) else "not so"
+        console.print(f"{check.code}: {said}: {escape(check.claim)}", style="red")
     if not audit.sufficient:
         console.print(
             f"power: the best Gaussian bound is {audit.power:.0%} of the claim, and should be at "

@@ -60,6 +60,13 @@ def evaluate(
             "--separate-ids", help="Equal patient ids of test and training folders are two people."
         ),
     ] = False,
+    leave_out_shared: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-shared",
+            help="Leave test patients out whose photographs are in the training folder, too.",
+        ),
+    ] = False,
     one_image_per_patient: Annotated[
         bool,
         typer.Option(
@@ -105,6 +112,7 @@ def evaluate(
             encoders=tuple(encoder or ()),
             inception=inception,
             separate_ids=separate_ids,
+            leave_out_shared=leave_out_shared,
             one_image_per_patient=one_image_per_patient,
             size_px=size_px,
             workers=workers,

@@ -10,14 +10,22 @@ from rich.console import Console
 from fundusgen.cli.progress import progress
 from fundusgen.errors import RunError
 from fundusgen.evaluation.colour import ColourFeatures
-from fundusgen.evaluation.encoders import InceptionFeatures, encoder_from
-from fundusgen.evaluation.evaluation import Evaluated, EvaluationSettings, evaluated
+from fundusgen.evaluation.encoders import encoder_from
+from fundusgen.evaluation.evaluation import Evaluated, evaluated
 from fundusgen.evaluation.features import CachedFeatures, FeatureExtractor
 from fundusgen.evaluation.imagenet import ImageNetFeatures
+from fundusgen.evaluation.inception import InceptionFeatures
 from fundusgen.evaluation.likeness import check_photographs
+from fundusgen.evaluation.material import EvaluationSettings
 from fundusgen.evaluation.phantom_classifier import PhantomFeatures
 from fundusgen.evaluation.questions import Question
-from fundusgen.evaluation.real_images import RealImages, check_disjoint, check_enough, load_real
+from fundusgen.evaluation.real_images import (
+    RealImages,
+    check_disjoint,
+    check_enough,
+    load_real,
+    without_shared,
+)
 from fundusgen.evaluation.subject import subject_of
 from fundusgen.report.closest_pairs import write_closest_pairs
 from fundusgen.report.evaluation_page import PAGE, write_evaluation
@@ -50,6 +58,7 @@ class Asked:
     encoders: tuple[Path, ...]
     inception: bool
     separate_ids: bool
+    leave_out_shared: bool
     one_image_per_patient: bool
     size_px: int
     workers: int
@@ -61,7 +70,10 @@ def write_evaluation_of(asked: Asked) -> None:
     Raises:
         FundusgenError: Something that was given cannot be used, or the folder cannot be written.
     """
-    torch.set_num_threads(asked.workers)
+    # One thread: sums of several round otherwise, so that a classifier that was trained on another
+    # machine would say something else; and they wait for each other where it is busy. What can be
+    # shared is shared among processes.
+    torch.set_num_threads(1)
     site_only = asked.out / SITE_ONLY
     try:
         site_only.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,6 +99,7 @@ def write_evaluation_of(asked: Asked) -> None:
         def read(folders: Sequence[Path], what: str) -> RealImages:
             return load_real(
                 folders, subject.size_px, cache,
+                label=what.split()[0],
                 one_image_per_patient=asked.one_image_per_patient, workers=asked.workers,
                 on_progress=lambda done, total: shown(f"reading {what}", done, total),
             )  # fmt: skip
@@ -98,6 +111,9 @@ def write_evaluation_of(asked: Asked) -> None:
         trained = read(asked.train, "training photographs") if asked.train else None
         if trained is not None:
             check_photographs(trained.images, extractors[0], _named(asked.train))
+            if asked.leave_out_shared:
+                tested = without_shared(tested, trained)
+                check_enough(tested.images.of_conditions(subject.conditions), subject.conditions)
             check_disjoint(tested, trained, ids_are_separate=asked.separate_ids)
         made = evaluated(
             subject, tested, trained,

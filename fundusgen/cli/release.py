@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -14,31 +14,33 @@ from rich.table import Table
 
 from fundusgen import __version__
 from fundusgen.errors import RunError, StudyError
-from fundusgen.models.generator import MODEL_FILE, WEIGHTS_FILE, Generator
 from fundusgen.privacy.keys import make_keys, signing_key
 from fundusgen.release.bundle import (
     PUBLIC_KEY,
     public_pem,
     read_public_pem,
+    require_apart,
     require_free,
     verify_bundle,
     write_bundle,
 )
 from fundusgen.release.card import as_page, as_text, card_of
-from fundusgen.release.gate import Check, Gate, checks
-from fundusgen.release.receipt_proof import proofs_of
+from fundusgen.release.evidence import read_evidence
+from fundusgen.release.finished_generator import DRAWS, read_generator
+from fundusgen.release.gate import MECHANISM_FORMAT, Check, checks, subject_digest
+from fundusgen.release.receipt_proof import proof_files, proofs_of, rounds_of
+from fundusgen.release.rules import Gate
+from fundusgen.report.evaluation_page import evaluation_page
 from fundusgen.report.evaluation_values import FORMAT
-from fundusgen.report.pictures import draw_sheet
 from fundusgen.run_folder import RunFolder
 from fundusgen.settings_file import read_settings
-from fundusgen.study import Study, describe
+from fundusgen.study import Study, describe, dump_study
 from fundusgen.training.population import POPULATION_FILE
 
 FAILED = 2
-_EVALUATION, _VALUES, _PAGE = "evaluation", "evaluation.json", "evaluation.html"
+_EVALUATION, _VALUES = "evaluation", "evaluation.json"
 _KEYS = "keys"
 _LEAST_REASON = 20
-_COLUMNS = 8
 
 
 def release(
@@ -90,9 +92,14 @@ def release(
     The bundle has the generator, its card, its evaluations, the sites' receipts, checksums and a
     signature. A failed gate writes nothing and exits with 2.
     """
-    folder = RunFolder(run)
+    folder, key_folder = RunFolder(run), keys or run / _KEYS
     study = folder.study()
+    reports = evaluation or [run / _EVALUATION]
+    audit_file = mechanism or run / "mechanism" / "mechanism.json"
     require_free(out)
+    require_apart(
+        out, [folder.receipts, folder.known_sites, folder.generator, key_folder, *reports]
+    )
     if override is not None and len(override.strip()) < _LEAST_REASON:
         raise RunError(
             f"the reason of --override is '{override}'",
@@ -100,17 +107,23 @@ def release(
             "can weigh",
         )
     rules = _rules(gate)
-    generator = folder.generator
-    drawn = Generator.load(generator)
-    digest = hashlib.sha256((generator / WEIGHTS_FILE).read_bytes()).hexdigest()
-    reports = evaluation or [run / _EVALUATION]
-    values = [_read(report / _VALUES, FORMAT) for report in reports if _there(report, evaluation)]
-    audit_file = mechanism or run / "mechanism" / "mechanism.json"
+    generator = read_generator(folder)
+    evidence = [
+        read_evidence(report / _VALUES, FORMAT, "Make it anew with `fundusgen evaluate`")
+        for report in reports
+        if evaluation or (report / _VALUES).is_file()
+    ]
     audit = None
     if mechanism is not None or audit_file.is_file():
-        audit = _read(audit_file, "")
+        audit = read_evidence(
+            audit_file, MECHANISM_FORMAT, "Make it anew with `fundusgen audit mechanism`"
+        )
+    values = [one.values for one in evidence]
+    # Phantoms that nobody has judged stay where they are.
+    leaving = generator.leaving({subject_digest(one, study) for one in values})
     proofs = proofs_of(folder)
-    found = checks(rules, digest, values, proofs, audit)
+    digests = {name: hashlib.sha256(leaving[name]).hexdigest() for name in leaving if name in DRAWS}
+    found = checks(rules, study, digests, values, proofs, audit.values if audit else None)
     console = Console(highlight=False)
     _print(found, console)
     failed = [check for check in found if not check.passed]
@@ -118,42 +131,49 @@ def release(
         names = ", ".join(dict.fromkeys(check.name for check in failed))
         console.print(f"\nnot released: {escape(names)}", style="bold red")
         raise typer.Exit(FAILED)
-    rounds = max((entry["round"] for entry in folder.metrics()), default=0)
     reason = (override or "").strip() if failed else ""
-    card = card_of(study, rounds, proofs, values, found, reason)
-    files: dict[str, bytes | Path] = {
-        WEIGHTS_FILE: generator / WEIGHTS_FILE,
-        MODEL_FILE: generator / MODEL_FILE,
-        "study.yaml": folder.study_file,
+    sheet = generator.sheet()
+    try:
+        card = card_of(study, rounds_of(folder), proofs, values, rules, found, reason)
+        # Made of the figures, not copied: a page cannot say otherwise than they do.
+        pages = [evaluation_page(one, {"Generated images": sheet}).encode() for one in values]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RunError(
+            "an evaluation lacks figures that the card has to state",
+            expected="evaluation.json, as `fundusgen evaluate` wrote it",
+            remedy="Evaluate anew, or release without that evaluation",
+        ) from error
+    files: dict[str, bytes] = {
+        **leaving,
+        "study.yaml": dump_study(study).encode(),
         "README.md": as_text(card).encode(),
-        "card.html": as_page(card, draw_sheet(drawn, _COLUMNS, study.seed)).encode(),
+        "card.html": as_page(card, sheet).encode(),
         "gate.json": _gate_file(rules, found, reason, study),
+        **proof_files(folder, proofs),
     }
-    if (generator / POPULATION_FILE).is_file():
-        files[POPULATION_FILE] = generator / POPULATION_FILE
     if audit is not None:
-        files["mechanism.json"] = audit_file
-    for number, report in enumerate(reports if values else (), start=1):
-        suffix = f"-{number}" if len(reports) > 1 else ""
-        for name in (_VALUES, _PAGE):
-            stem, dot, kind = name.partition(".")
-            files[f"{stem}{suffix}{dot}{kind}"] = report / name
-    for kept in (folder.receipts, folder.known_sites):
-        for path in sorted(kept.rglob("*.*")):
-            files[f"{kept.name}/{path.relative_to(kept).as_posix()}"] = path
-    key_folder = keys or run / _KEYS
+        files["mechanism.json"] = audit.content
+    for place, (one, page) in enumerate(zip(evidence, pages, strict=True), start=1):
+        suffix = f"-{place}" if len(evidence) > 1 else ""
+        files[f"evaluation{suffix}.json"] = one.content
+        files[f"evaluation{suffix}.html"] = page
     try:
         made = make_keys(key_folder)
         key = signing_key(key_folder)
-        write_bundle(out, files, key)
         (key_folder / PUBLIC_KEY).write_bytes(public_pem(key.public_key()))
+        write_bundle(out, files, key)
     except OSError as error:
         raise RunError(
             f"{error.filename or out} cannot be written or read: {error.strerror}",
-            expected="a whole run, its evaluations, and room for the bundle",
-            remedy="Restore what is missing, or choose another --out",
+            expected="room for the bundle, and a folder for the key",
+            remedy="Choose another --out or --keys",
         ) from error
     console.print(f"\n{out}: {len(files)} files, signed", style="bold")
+    if generator.population is not None and POPULATION_FILE not in leaving:
+        console.print(
+            f"{POPULATION_FILE} stays: no evaluation is of it. Add one that was made with "
+            "--phantoms, by a second --evaluation."
+        )
     if made:
         console.print(f"A new key was made in {key_folder}: keep it, and give {PUBLIC_KEY} away.")
 
@@ -172,6 +192,12 @@ def verify(
     Without fundusgen: `openssl dgst -sha384 -verify release.pub -signature SHA256SUMS.sig
     SHA256SUMS`, then `sha256sum -c SHA256SUMS`.
     """
+    if bundle.resolve() in key.resolve().parents:
+        raise RunError(
+            f"the key {key} is the one in the bundle: whoever changed the one can change the other",
+            expected=f"{PUBLIC_KEY}, as whoever released it gave it to you",
+            remedy="Ask them for it, on another way than the bundle came",
+        )
     faults = verify_bundle(bundle, read_public_pem(key))
     for fault in faults:
         typer.secho(fault, fg=typer.colors.RED)
@@ -191,25 +217,6 @@ def _rules(file: Path | None) -> Gate:
         raise StudyError(f"{file}: {describe(error, Gate)}") from error
     except ValueError as error:
         raise StudyError(f"{file} is no YAML: {error}") from error
-
-
-def _there(report: Path, given: list[Path] | None) -> bool:
-    """Whether there is an evaluation; one that was named must be there."""
-    return given is not None or (report / _VALUES).is_file()
-
-
-def _read(path: Path, expected: str) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if expected and values["format"] != expected:
-            raise ValueError(f"format {values['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{path} cannot be used: {error}",
-            expected=expected or "mechanism.json of `fundusgen audit mechanism`",
-            remedy="Make it anew",
-        ) from error
-    return values
 
 
 def _gate_file(rules: Gate, found: tuple[Check, ...], reason: str, study: Study) -> bytes:

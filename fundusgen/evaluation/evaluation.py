@@ -9,105 +9,40 @@ generator's epsilon, and leave a hospital only if it agrees.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from fundusgen.errors import DataError
-from fundusgen.evaluation.classifiers import LinearProbe, SmallNetwork
 from fundusgen.evaluation.copying import ClosePair
 from fundusgen.evaluation.diversity import Diversity, paired_diversity
 from fundusgen.evaluation.features import FeatureExtractor
 from fundusgen.evaluation.fundus_measures import MeasureDistance, measure_distances, measure_set
-from fundusgen.evaluation.images import ImageSet
+from fundusgen.evaluation.images import joined
 from fundusgen.evaluation.leakage import LEAST_TRAINED, Leakage, leakage
+from fundusgen.evaluation.linear_probe import LinearProbe
+from fundusgen.evaluation.material import (
+    Counts,
+    EvaluationSettings,
+    Material,
+    Show,
+    material,
+)
 from fundusgen.evaluation.membership import Attack
 from fundusgen.evaluation.model_attacks import model_attack
 from fundusgen.evaluation.questions import Question
-from fundusgen.evaluation.raw_phantoms import raw_phantoms
 from fundusgen.evaluation.real_images import RealImages
-from fundusgen.evaluation.realism import GENERATED, PHANTOMS, REAL, Realism, halves, realism
-from fundusgen.evaluation.resampling import REPLICATES
-from fundusgen.evaluation.subject import (
-    Identity,
-    NetworkSubject,
-    Subject,
-    draw,
-    mixed_counts,
-)
-from fundusgen.evaluation.usefulness import Usefulness, UsefulnessSettings, usefulness
+from fundusgen.evaluation.realism import GENERATED, REAL, Realism, halves, realism
+from fundusgen.evaluation.remembered_features import RememberedFeatures
+from fundusgen.evaluation.small_network import SmallNetwork
+from fundusgen.evaluation.subject import Identity, NetworkSubject, Subject
+from fundusgen.evaluation.usefulness import Usefulness, usefulness
+from fundusgen.evaluation.usefulness_settings import UsefulnessSettings
 
-# Told what is being done, how much of it is done and how much there is.
-Show = Callable[[str, int, int], None]
 # Fewer tell little apart.
 _FEW_PATIENTS = 200
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What figures depend on, besides the images.
-
-    Attributes:
-        images: Generated images, in the real ones' mix of conditions.
-        per_condition: At least so many of each condition, for what is measured by condition.
-        phantoms: Raw phantoms beside them.
-        seed: Of drawing, halving and resampling.
-        training_seeds: Classifiers are trained once with each.
-        network_steps: Of each training of the small network, which takes longest of all.
-        replicates: Of every bootstrap.
-        workers: Processes, where work is shared.
-    """
-
-    images: int = 5000
-    per_condition: int = 300
-    phantoms: int = 2000
-    seed: int = 0
-    training_seeds: tuple[int, ...] = (0, 1, 2)
-    network_steps: int = 300
-    replicates: int = REPLICATES
-    workers: int = 1
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many there are.
-
-    Attributes:
-        images: Of all conditions.
-        patients: The same; generated images have none.
-        images_of: Images of each condition.
-    """
-
-    images: int
-    patients: int
-    images_of: Mapping[str, int]
-
-    @classmethod
-    def of(cls, images: ImageSet) -> "Counts":
-        """Count."""
-        each = {name: images.conditions_N.count(name) for name in sorted(images.conditions)}
-        return cls(len(images), images.patient_count, each)
-
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """The images that an evaluation is made of.
-
-    Attributes:
-        generated: All that was drawn.
-        mixed: Of these, those in the real images' mix of conditions.
-        phantoms: Raw phantoms in the same mix.
-        real: Test photographs of the generator's conditions.
-        train: Training photographs of the same; None where they are elsewhere.
-    """
-
-    generated: ImageSet
-    mixed: ImageSet
-    phantoms: ImageSet
-    real: ImageSet
-    train: ImageSet | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,43 +107,6 @@ class Evaluation:
     seconds: Mapping[str, float]
 
 
-def material(
-    subject: Subject,
-    real: RealImages,
-    train: RealImages | None,
-    settings: EvaluationSettings,
-    show: Show,
-) -> Material:
-    """Draw what is to be judged, and raw phantoms beside it.
-
-    Args:
-        subject: What draws.
-        real: The test photographs, of any condition.
-        train: The training photographs, or None.
-        settings: Numbers and seed.
-        show: Told how far it is.
-    """
-    known = [name for name in subject.conditions if name in real.images.conditions]
-    tested = real.images.of_conditions(known)
-    shares = {name: float(tested.conditions_N.count(name)) for name in known}
-    mix = mixed_counts(shares, settings.images, 0)
-    counts = mixed_counts(shares, settings.images, settings.per_condition)
-    generated = draw(
-        subject, counts, settings.seed, lambda done, all_: show("drawing images", done, all_)
-    )
-    places: list[int] = []
-    for name in known:
-        of_name = [n for n, condition in enumerate(generated.conditions_N) if condition == name]
-        places += of_name[: mix[name]]
-    phantoms = raw_phantoms(
-        mixed_counts(shares, settings.phantoms, 0),
-        subject.size_px,
-        lambda done, all_: show("drawing phantoms", done, all_),
-    )
-    trained = None if train is None else train.images.of_conditions(known)
-    return Material(generated, generated.subset(places), phantoms, tested, trained)
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluated:
     """An evaluation, and what must stay where the photographs are.
@@ -249,7 +147,12 @@ def evaluated(
     with clock.of("images"):
         found = material(subject, real, train, settings, show)
     remarks = list(_remarks(found, questions))
+    extractors = [RememberedFeatures(extractor) for extractor in extractors]
     lead, trained = extractors[0], found.train
+    if set(questions) - {Question.ANATOMY}:
+        with clock.of("features"):
+            # All at once, so that figures do not depend on which questions are asked.
+            lead(found.generated.images_NSSC)
     realisms: tuple[Realism, ...] = ()
     if Question.REALISM in questions:
         with clock.of(Question.REALISM):
@@ -372,23 +275,20 @@ def _realisms(
 
 def _anatomy(found: Material, settings: EvaluationSettings, show: Show) -> Anatomy:
     """Measure eyes; the floor is one half of the test patients against the other."""
-    sets = {GENERATED: found.mixed, PHANTOMS: found.phantoms, REAL: found.real}
-    measured = {}
-    for number, (name, images) in enumerate(sets.items()):
-        show("measuring eyes", number, len(sets))
-        measured[name] = measure_set(images)
-    one, two = halves(found.real, settings.seed)
-    floor = measure_distances(
-        measure_set(one), measure_set(two), settings.seed, replicates=settings.replicates
-    )
-    show("measuring eyes", len(sets), len(sets))
-    drawn, phantoms = (
-        measure_distances(
-            measured[name], measured[REAL], settings.seed, replicates=settings.replicates
+    sets = (found.mixed, found.phantoms, found.real)
+    measured = measure_set(
+        joined(sets), workers=settings.workers,
+        on_progress=lambda done, all_: show("measuring eyes", done, all_),
+    )  # fmt: skip
+    ends = np.cumsum([len(images) for images in sets])
+    drawn, phantoms, real = map(measured.subset, np.split(np.arange(ends[-1]), ends[:-1]))
+    one, two = map(real.subset, halves(found.real.patients_N, settings.seed))
+    return Anatomy(
+        *(
+            measure_distances(x, y, settings.seed, replicates=settings.replicates)
+            for x, y in ((drawn, real), (phantoms, real), (one, two))
         )
-        for name in (GENERATED, PHANTOMS)
     )
-    return Anatomy(tuple(drawn), tuple(phantoms), tuple(floor))
 
 
 def _attackable(found: Material) -> bool:

@@ -9,6 +9,7 @@ the real photographs are apart is the floor to read figures by.
 N, M images, K measures, S side in pixels, C colours, P, Q patients, B replicates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ from fundusgen.evaluation.resampling import (
     resampled,
 )
 from fundusgen.evaluation.vessels import Vessels, find_vessels, flat_light
+from fundusgen.phantom.workers import ordered_map
 
 QUANTILES_PERCENT = (5, 25, 50, 75, 95)
 # Sides smaller than this show no vessels, and larger ones take seconds an image.
@@ -43,6 +45,8 @@ _SIDES_PX = (32, 512)
 _LEAST_AREA = 0.05
 # The edge of the field, where cameras leave glare and filters artefacts; in sides.
 _MARGIN = 0.04
+# What a process measures at a time, half a second's work or more.
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,12 @@ class Measured:
     values_NK: Floats
     patients_N: tuple[str, ...]
 
+    def subset(self, places: NDArray[np.int64]) -> "Measured":
+        """Those of some of the images, in the given order."""
+        return Measured(
+            self.values_NK[places], tuple(self.patients_N[place] for place in places.tolist())
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class MeasureDistance:
@@ -138,14 +148,30 @@ class MeasureDistance:
     real_quantiles: Floats
 
 
-def measure_set(images: ImageSet) -> Measured:
+def measure_set(
+    images: ImageSet,
+    *,
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Measured:
     """Measure all images of a set; about 11 ms each on one core at 64 px, 35 at 128.
+
+    Args:
+        images: The set.
+        workers: Processes; what is measured is the same with any number.
+        on_progress: Called with images done and images in all.
 
     Raises:
         ValueError: Images are smaller than 32 or larger than 512 px.
     """
-    rows = [findings(image_SSC).values_K for image_SSC in images.images_NSSC]
-    values_NK = np.array(rows).reshape(-1, len(MEASURES))
+    values_NK = np.empty((len(images), len(MEASURES)))
+    starts = range(0, len(images), _BATCH)
+    batches = [images.images_NSSC[start : start + _BATCH] for start in starts]
+    with ordered_map(workers) as apply:
+        for start, rows_NK in zip(starts, apply(_rows, batches), strict=True):
+            done = start + len(rows_NK)
+            values_NK[start:done] = rows_NK
+            on_progress(done, len(images))
     return Measured(values_NK, images.patients_N)
 
 
@@ -229,6 +255,11 @@ def wasserstein(x_N: Floats, y_M: Floats, x_weights_BN: Floats, y_weights_BM: Fl
     ahead = np.cumsum(np.concatenate([x_share, -y_share], axis=1)[:, order], axis=1)
     distances_B: Floats = np.abs(ahead[:, :-1]) @ np.diff(both[order])
     return distances_B
+
+
+def _rows(images_NSSC: NDArray[np.uint8]) -> Floats:
+    """Measure the images of a batch, (N, K)."""
+    return np.array([findings(image_SSC).values_K for image_SSC in images_NSSC])
 
 
 def _distance(

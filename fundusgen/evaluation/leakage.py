@@ -3,7 +3,10 @@
 Runs where the training photographs are. Attacks take for granted that it was decided at random who
 was trained on; where training and test photographs come from different cameras, anything tells
 them apart. So every attack is also made with raw phantoms in the place of the generated images:
-they know nobody, and what they achieve is the difference of the two sets, not a leak.
+they know nobody, and what they achieve is the difference of the two sets, not a leak. A control
+on either side of 0.5 makes the attack worthless: a difference may look like a leak, and may hide
+one. One near 0.5 shows only that phantoms do not see a difference; a generator that has learned
+one camera may.
 """
 
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fundusgen.errors import ModelError
 from fundusgen.evaluation.copying import ClosePair, Copying, copying
 from fundusgen.evaluation.features import FeatureExtractor
 from fundusgen.evaluation.generator_attacks import generator_attacks
@@ -29,11 +33,11 @@ class Controlled:
 
     Attributes:
         attack: With the generated images.
-        control: With raw phantoms; None where an attack looks at weights.
+        control: With raw phantoms.
     """
 
     attack: Attack
-    control: Attack | None
+    control: Attack
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ def leakage(
         What may be told, and the closest pairs, which show photographs and stay at the site.
 
     Raises:
+        ModelError: The extractor gives all photographs the same features: every attack by it would
+            fail, whatever leaks.
         ValueError: There are too few patients.
     """
     on_progress(0, 4)
@@ -88,6 +94,7 @@ def leakage(
     phantom_ND = extractor(phantoms.images_NSSC)
     known = PatientFeatures(extractor(train.images_NSSC), train.patients_N)
     others = PatientFeatures(extractor(held_out.images_NSSC), held_out.patients_N)
+    _check_varied(extractor.name, known, others)
     order = np.random.default_rng(seed).permutation(len(phantom_ND))
     stand_in_ND, reference_RD = np.array_split(phantom_ND[order], 2)
     on_progress(1, 4)
@@ -109,6 +116,16 @@ def leakage(
         tuple(Controlled(one, two) for one, two in zip(attacks, controls, strict=True)),
     )
     return told, copied.closest
+
+
+def _check_varied(name: str, known: PatientFeatures, others: PatientFeatures) -> None:
+    features_ND = np.concatenate([known.features_ND, others.features_ND])
+    if (features_ND == features_ND[0]).all():
+        raise ModelError(
+            f"the features of `{name}` are the same for all photographs",
+            expected="a network that tells photographs apart",
+            remedy="Check its weights and what it is given, or leave it out",
+        )
 
 
 def _rng(seed: int) -> np.random.Generator:

@@ -7,12 +7,12 @@ N images.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fundusgen.data.conditions import CONDITIONS
 from fundusgen.data.manifest import ManifestSettings
@@ -57,6 +57,7 @@ def load_real(
     size_px: int,
     cache: Path,
     *,
+    label: str = "",
     one_image_per_patient: bool = False,
     workers: int = 1,
     on_progress: Progress | None = None,
@@ -68,6 +69,7 @@ def load_real(
             least one.
         size_px: Side of the framed images.
         cache: For the framed images, a folder for each; patient data, readable by its owner only.
+        label: Begins the names of the patients, so that those of test and training folders differ.
         one_image_per_patient: The statement that in folders without site.yaml no patient has two
             images, so that patient ids may be missing.
         workers: Processes that decode.
@@ -95,7 +97,7 @@ def load_real(
                 dataset.pixels(np.arange(dataset.image_count)),
                 tuple(CONDITIONS[place] for place in dataset.conditions_N),
                 # Equal ids of two hospitals are two people.
-                tuple(f"{number}/{patient}" for patient in dataset.patients_N),
+                tuple(f"{label}{number}/{patient}" for patient in dataset.patients_N),
             )
         )
         digests.append(loaded.content_digest)
@@ -130,6 +132,18 @@ def check_enough(real: ImageSet, known: Sequence[str]) -> None:
         )
 
 
+def without_shared(real: RealImages, train: RealImages) -> RealImages:
+    """Leave out test patients of whom a photograph is in the training set, whoever it is there."""
+    trained = _pixels(train.images)
+    shared = {
+        patient
+        for image_SSC, patient in zip(real.images.images_NSSC, real.images.patients_N, strict=True)
+        if _pixels_of(image_SSC) in trained
+    }
+    others = [patient for patient in set(real.images.patients_N) if patient not in shared]
+    return RealImages(real.images.of_patients(others), real.digest, real.unusable, real.raw_ids)
+
+
 def check_disjoint(real: RealImages, train: RealImages, *, ids_are_separate: bool) -> None:
     """Refuse a test set that shares patients with the training set.
 
@@ -149,7 +163,8 @@ def check_disjoint(real: RealImages, train: RealImages, *, ids_are_separate: boo
         raise DataError(
             f"{len(shared)} photographs are in the test folder and in the training folder",
             expected="patients who took no part in training",
-            remedy="Split by patient before training, and give the part that was held out",
+            remedy="Split by patient before training, and give the part that was held out; or "
+            "leave their patients out of the test with --leave-out-shared",
         )
     both = sorted(real.raw_ids & train.raw_ids)
     if both and not ids_are_separate:
@@ -160,13 +175,6 @@ def check_disjoint(real: RealImages, train: RealImages, *, ids_are_separate: boo
             remedy="Split by patient; if the folders number their patients independently, say so "
             "with --separate-ids",
         )
-
-
-def conditions_with(images: ImageSet, patients: int) -> tuple[str, ...]:
-    """The conditions that at least so many patients show, most frequent first."""
-    pairs = set(zip(images.conditions_N, images.patients_N, strict=True))
-    counts = Counter(condition for condition, _ in pairs)
-    return tuple(name for name, count in counts.most_common() if count >= patients)
 
 
 def _manifest_of(folder: Path, one_image_per_patient: bool) -> ManifestSettings:
@@ -187,4 +195,8 @@ def _manifest_of(folder: Path, one_image_per_patient: bool) -> ManifestSettings:
 
 
 def _pixels(images: ImageSet) -> set[bytes]:
-    return {hashlib.sha256(image.tobytes()).digest() for image in images.images_NSSC}
+    return {_pixels_of(image_SSC) for image_SSC in images.images_NSSC}
+
+
+def _pixels_of(image_SSC: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(image_SSC.tobytes()).digest()

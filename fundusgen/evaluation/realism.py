@@ -60,7 +60,7 @@ class Realism:
         version: Of the code around the weights.
         digest: SHA-256 of the weights; empty where there are none.
         rows: For `overall` and each condition with enough patients: the distances of `generated`,
-            `phantoms` and `real`; `real` is missing where too few patients are left to compare.
+            `phantoms` and `real`, without those of which too few patients are left to compare.
     """
 
     extractor: str
@@ -109,28 +109,28 @@ def realism(
     for number, group in enumerate(groups):
         on_progress(number, len(groups))
         reference = _part(real, features[REAL], group)
-        found = {}
-        for name, images in ((GENERATED, generated), (PHANTOMS, phantoms)):
-            part = _part(images, features[name], group)
-            if len(part.features_ND) >= LEAST_GROUPS:
-                found[name] = measure(part, reference, drawn=True)
+        pairs = {
+            name: (_part(images, features[name], group), reference)
+            for name, images in ((GENERATED, generated), (PHANTOMS, phantoms))
+        }
         if other_real is not None and other_ND is not None:
-            one, two = _part(other_real, other_ND, group), reference
+            pairs[REAL] = _part(other_real, other_ND, group), reference
         else:
-            first_N = _in_first_half(reference.patients_N, seed)
-            one = reference.chosen(np.flatnonzero(first_N))
-            two = reference.chosen(np.flatnonzero(~first_N))
-        if min(one.patient_count, two.patient_count) >= LEAST_GROUPS:
-            found[REAL] = measure(one, two, drawn=False)
-        rows[group] = found
+            one_N, two_N = halves(reference.patients_N, seed)
+            pairs[REAL] = reference.chosen(one_N), reference.chosen(two_N)
+        found = {name: measure(*pair, drawn=name != REAL) for name, pair in pairs.items()}
+        rows[group] = {name: row for name, row in found.items() if row is not None}
     on_progress(len(groups), len(groups))
     return Realism(extractor.name, extractor.version, extractor.digest, rows)
 
 
-def halves(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Divide images in two by patient, at random."""
-    first_N = _in_first_half(images.patients_N, seed)
-    return images.subset(np.flatnonzero(first_N)), images.subset(np.flatnonzero(~first_N))
+def halves(patients_N: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide images in two by patient, at random; places in the one and in the other half."""
+    patients = sorted(set(patients_N))
+    order = np.random.default_rng(seed).permutation(len(patients))
+    first = {patients[place] for place in order[: len(order) // 2]}
+    first_N = np.array([patient in first for patient in patients_N], np.bool_)
+    return np.flatnonzero(first_N), np.flatnonzero(~first_N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +156,17 @@ class _Measure:
     axes: PrincipalAxes
     replicates: int
 
-    def __call__(self, part: _Part, reference: _Part, *, drawn: bool) -> Distances:
+    def __call__(self, part: _Part, reference: _Part, *, drawn: bool) -> Distances | None:
+        """All distances; None where equal numbers of images are of too few patients."""
+        x_places, y_places = equal_places(part.patients_N, reference.patients_N, self._rng())
+        x, y = part.chosen(x_places), reference.chosen(y_places)
+        if min(x.patient_count, y.patient_count) < LEAST_GROUPS:
+            return None
         x_groups = None if drawn else part.patients_N
         kid = kid_estimate(
             part.features_ND, reference.features_ND, self._rng(),
             x_groups_N=x_groups, y_groups_M=reference.patients_N, replicates=self.replicates,
         )  # fmt: skip
-        x_places, y_places = equal_places(part.patients_N, reference.patients_N, self._rng())
-        x, y = part.chosen(x_places), reference.chosen(y_places)
         x_groups = None if drawn else x.patients_N
         frechet = frechet_estimate(
             x.features_ND, y.features_ND, self._rng(), x_groups_N=x_groups,
@@ -193,10 +196,3 @@ def _part(images: ImageSet, features_ND: NDArray[np.float32], group: str) -> _Pa
         [n for n, name in enumerate(images.conditions_N) if group in (OVERALL, name)], np.int64
     )
     return _Part(features_ND, images.patients_N).chosen(places)
-
-
-def _in_first_half(patients_N: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    patients = sorted(set(patients_N))
-    order = np.random.default_rng(seed).permutation(len(patients))
-    first = {patients[place] for place in order[: len(order) // 2]}
-    return np.array([patient in first for patient in patients_N], np.bool_)

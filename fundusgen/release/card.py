@@ -4,7 +4,7 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting": what it is, for w
 not, whose data, at what cost to them, how good, and what it must not be trusted with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image
 
 from fundusgen.release.gate import Check
 from fundusgen.release.receipt_proof import SiteProof
+from fundusgen.release.rules import Gate
 from fundusgen.report.evaluation_values import sentences
 from fundusgen.report.html import picture, table, whole_page
 from fundusgen.study import Study
@@ -61,6 +62,7 @@ def card_of(
     rounds: int,
     proofs: Sequence[SiteProof],
     evaluations: Sequence[Values],
+    rules: Gate,
     found: Sequence[Check],
     override: str,
 ) -> Card:
@@ -71,6 +73,7 @@ def card_of(
         rounds: That were finished.
         proofs: What the receipts prove.
         evaluations: Contents of evaluation.json.
+        rules: Of the gate.
         found: What the gate found.
         override: The reason for a release although the gate has failed; empty where it has not.
     """
@@ -95,7 +98,7 @@ def card_of(
             _data(study, proofs),
             _privacy(study, proofs),
             _limits(evaluations),
-            _gate(found),
+            _gate(rules, found),
             _technical(study),
         ),
     )
@@ -208,9 +211,11 @@ def _privacy(study: Study, proofs: Sequence[SiteProof]) -> Section:
             f"{privacy.unit}, the odds of concluding it are at most exp(epsilon) times what they "
             "would be had the patient not taken part, except with probability delta. Small is "
             "good: 1 is strong, 8 is usual for images, and no number says that nothing is learned.",
-            "The table has each hospital's total over all studies that its ledger holds, proven by "
-            "the receipts in this bundle. Epsilons of several hospitals add up for a patient who "
-            "is at several of them. Drawing images costs nothing.",
+            "The table has each hospital's total over all studies that its ledger held at its "
+            "last answer, by the receipts in this bundle, signed with the keys in known-sites: "
+            "whether a key is a hospital's own, ask the hospital. Epsilons of several hospitals "
+            "add up for a patient who is at several of them. Drawing images costs nothing.",
+            *_noise(proofs),
         ),
         (),
         ("hospital", "epsilon", "delta", "receipts"),
@@ -223,6 +228,17 @@ def _privacy(study: Study, proofs: Sequence[SiteProof]) -> Section:
             )
             for p in proofs
         ),
+    )
+
+
+def _noise(proofs: Sequence[SiteProof]) -> tuple[str, ...]:
+    """Whose noise is for simulations only: an epsilon that holds on paper."""
+    fast = [proof.site for proof in proofs if "fast" in proof.noise]
+    if not fast:
+        return ()
+    return (
+        f"The noise of {', '.join(fast)} came from the fast generator, which is for simulations: "
+        "who reconstructs its state can subtract the noise, and nothing in the table holds.",
     )
 
 
@@ -239,17 +255,26 @@ def _limits(evaluations: Sequence[Values]) -> Section:
     return Section("Limits", (), tuple(bullets))
 
 
-def _gate(found: Sequence[Check]) -> Section:
+def _gate(rules: Gate, found: Sequence[Check]) -> Section:
     return Section(
         "What was demanded before release",
-        (),
-        (),
+        ("Whoever measured is believed: no file can show whose photographs were used.",),
+        tuple(_own_rules(rules)),
         ("rule", "demanded", "found", ""),
         tuple(
             (check.name, check.demanded, check.found, "passed" if check.passed else "FAILED")
             for check in found
         ),
     )
+
+
+def _own_rules(rules: Gate) -> Iterator[str]:
+    """Rules that are not the defaults: a gate may have been opened wide."""
+    usual = Gate().model_dump()
+    for part, its_rules in rules.model_dump().items():
+        for name, value in its_rules.items():
+            if value != usual[part][name]:
+                yield f"{part}.{name} was {value}; without a rule of its own, {usual[part][name]}."
 
 
 def _technical(study: Study) -> Section:

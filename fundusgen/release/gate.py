@@ -1,110 +1,23 @@
 """The gate: what a generator must have shown before it leaves its study.
 
-Thresholds are settings with defaults that can be argued for; what is demanded and what was found
-goes into the bundle, passed or not. Nothing is measured here: the gate reads evaluations, the
-receipts of the sites, and the audit of the mechanism.
+What is demanded (`rules`) and what was found goes into the bundle, passed or not. Nothing is
+measured here: the gate reads evaluations, the receipts of the sites, and the audit of the
+mechanism. Whoever wrote an evaluation is believed: that its test patients were not trained on, and
+its training patients were, no file can show.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from fundusgen.release.evidence import at, listed, number
 from fundusgen.release.receipt_proof import SiteProof
-from fundusgen.report.evaluation_values import KID_SCALE, figures_of
+from fundusgen.release.rules import Gate, LeakageRules
+from fundusgen.report.evaluation_values import KID_SCALE
+from fundusgen.study import Study
 
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+MECHANISM_FORMAT = "fundusgen-mechanism-1"
 Values = Mapping[str, Any]
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EvidenceRules(_Settings):
-    """What must be there at all.
-
-    Attributes:
-        min_test_patients: Fewer tell no two generators apart.
-        leakage: Leakage must have been measured, with the training photographs of a site.
-        mechanism: The audit of the mechanism must be there, and hold.
-    """
-
-    min_test_patients: Annotated[int, Field(ge=1)] = 100
-    leakage: bool = True
-    mechanism: bool = True
-
-
-class RealismRules(_Settings):
-    """How real images must look.
-
-    Attributes:
-        nearer_than_phantoms: KID to photographs must be below that of raw phantoms, beyond both
-            intervals: otherwise patients' privacy was spent for nothing that can be seen.
-        min_coverage: Share of photographs with a generated image in their neighbourhood, by the
-            leading extractor. Real photographs have about 0.97; 0.05 refuses a generator that
-            leaves nearly everybody out.
-        min_modes: Effective number of different images, as a share of that of real photographs; a
-            collapsed generator has next to none.
-    """
-
-    nearer_than_phantoms: bool = True
-    min_coverage: Fraction = 0.05
-    min_modes: Fraction = 0.25
-
-
-class UsefulnessRules(_Settings):
-    """What images must be good for.
-
-    Attributes:
-        min_auc_alone: Lower end of the interval of the AUC, in the first task, of a classifier
-            that learned from generated images alone; 0.5 means: better than guessing.
-        no_harm: Beside all real training photographs, generated images must not make a classifier
-            worse, beyond the interval. Where it was not measured, this is not checked.
-    """
-
-    min_auc_alone: Fraction = 0.5
-    no_harm: bool = True
-
-
-class LeakageRules(_Settings):
-    """What attackers must have failed at.
-
-    Attributes:
-        max_auc: Upper end of the interval of every attack's AUC, by patient. The same attacks with
-            phantoms, which know nobody, must keep to it too: otherwise test and training patients
-            differ so much that nothing can be said of leakage.
-        max_true_positive_rate: The same of the share of members named at 1 % false positives.
-        min_copying_p: Generated images nearer to training patients than to others, with a smaller
-            probability than this under chance, are taken for copies.
-    """
-
-    max_auc: Fraction = 0.6
-    max_true_positive_rate: Fraction = 0.1
-    min_copying_p: Fraction = 0.001
-
-
-class ReceiptRules(_Settings):
-    """What it may have cost.
-
-    Attributes:
-        max_epsilon: Of any site, over all its studies, as its receipts state.
-        max_delta: At which that holds at most.
-    """
-
-    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
-    max_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-
-
-class Gate(_Settings):
-    """All rules; `GATE.yaml` has those that differ."""
-
-    evidence: EvidenceRules = EvidenceRules()
-    realism: RealismRules = RealismRules()
-    usefulness: UsefulnessRules = UsefulnessRules()
-    leakage: LeakageRules = LeakageRules()
-    receipts: ReceiptRules = ReceiptRules()
 
 
 @dataclass(frozen=True)
@@ -126,16 +39,21 @@ class Check:
 
 def checks(
     gate: Gate,
-    generator_digest: str,
+    study: Study,
+    leaving: Mapping[str, str],
     evaluations: Sequence[Values],
     proofs: Sequence[SiteProof],
     mechanism: Values | None,
 ) -> tuple[Check, ...]:
     """Check everything that the gate demands.
 
+    Guarantee: a figure that is missing, null, or not a finite number has not passed.
+
     Args:
         gate: The rules.
-        generator_digest: SHA-256 of the generator's weights, or of its population of phantoms.
+        study: That was trained.
+        leaving: SHA-256 of everything that draws, by name: the network's weights, and a population
+            of phantoms where one leaves.
         evaluations: Contents of evaluation.json, of one hospital or several; every one must pass.
         proofs: What the receipts prove.
         mechanism: Content of mechanism.json, or None.
@@ -143,114 +61,176 @@ def checks(
     Returns:
         Every check; the generator may leave where all have passed.
     """
-    found = [*_evidence(gate, generator_digest, evaluations, mechanism)]
-    for number, values in enumerate(evaluations, start=1):
-        where = f" (evaluation {number})" if len(evaluations) > 1 else ""
+    found = [*_evidence(gate, study, leaving, evaluations, mechanism)]
+    for place, values in enumerate(evaluations, start=1):
+        where = f" (evaluation {place})" if len(evaluations) > 1 else ""
         of_one = (*_realism(gate, values), *_usefulness(gate, values), *_leakage(gate, values))
         found += [Check(c.name, c.demanded, c.found + where, c.passed) for c in of_one]
     return (*found, *_receipts(gate, proofs))
 
 
+def subject_digest(values: Values, study: Study) -> str | None:
+    """SHA-256 of what an evaluation is of; None where that is not of this study."""
+    subject = at(values, "subject")
+    if at(subject, "study_hash") != study.study_hash:
+        return None
+    digest = at(subject, "digest")
+    return digest if isinstance(digest, str) else None
+
+
 def _evidence(
-    gate: Gate, generator_digest: str, evaluations: Sequence[Values], mechanism: Values | None
-) -> Iterator[Check]:
+    gate: Gate, study: Study, leaving: Mapping[str, str], evaluations: Sequence[Values],
+    mechanism: Values | None,
+) -> Iterator[Check]:  # fmt: skip
     rules = gate.evidence
-    same = [values["subject"]["digest"] == generator_digest for values in evaluations]
+    of = [subject_digest(values, study) for values in evaluations]
+    right = sum(digest in leaving.values() for digest in of)
+    without = [name for name, digest in leaving.items() if digest not in of]
     yield Check(
-        "evidence.evaluation", "an evaluation of exactly this generator",
-        f"{sum(same)} of {len(same)} evaluations are of it" if same else "no evaluation",
-        bool(same) and all(same),
+        "evidence.evaluation", "evaluations of exactly this generator",
+        "no evaluation" if not of else f"{right} of {len(of)} evaluations are of it"
+        + "".join(f", none is of {name}" for name in without),
+        bool(of) and right == len(of) and not without,
     )  # fmt: skip
-    patients = min((values["real"]["patients"] for values in evaluations), default=0)
+    patients = min((number(values, "real", "patients") or 0 for values in evaluations), default=0)
     yield Check(
         "evidence.min_test_patients", f"at least {rules.min_test_patients} test patients",
-        f"{patients}", patients >= rules.min_test_patients,
+        f"{patients:g}", patients >= rules.min_test_patients,
     )  # fmt: skip
     if rules.leakage:
-        measured = sum(bool(values["leakage"]) for values in evaluations)
+        attacked = {
+            digest for digest, values in zip(of, evaluations, strict=True)
+            if listed(values, "leakage")
+        }  # fmt: skip
+        measured = bool(leaving) and set(leaving.values()) <= attacked
         yield Check(
             "evidence.leakage", "leakage measured at a site, with its training photographs",
-            "measured" if measured else "not measured", measured > 0,
+            "measured" if measured else "not measured", measured,
         )  # fmt: skip
     if rules.mechanism:
+        fault = _fault_of(mechanism, study)
         yield Check(
-            "evidence.mechanism", "an audit of the mechanism that holds",
-            "none" if mechanism is None else "holds" if mechanism["holds"] else "does not hold",
-            mechanism is not None and bool(mechanism["holds"]),
+            "evidence.mechanism", "an audit of the study's mechanisms that holds",
+            fault or "holds", not fault,
         )  # fmt: skip
+
+
+def _fault_of(mechanism: Values | None, study: Study) -> str:
+    """Why an audit of the mechanism is no evidence; empty where it is."""
+    if mechanism is None:
+        return "none"
+    audited = listed(mechanism, "mechanisms")
+    missing = set(study.stage_rounds) - {at(one, "stage") for one in audited}
+    if any(at(one, "holds") is not True for one in (mechanism, *audited)):
+        return "does not hold"
+    if any(at(one, "sufficient") is not True for one in (mechanism, *audited)):
+        return "could not have seen faults: too few canaries"
+    if missing:
+        return f"not of {' and '.join(sorted(missing))}"
+    if study.privacy.noise == "secure" and at(mechanism, "noise") != "secure":
+        return "of another noise generator than the study's"
+    return ""
 
 
 def _realism(gate: Gate, values: Values) -> Iterator[Check]:
     rules = gate.realism
-    rows = values["realism"][0]["rows"]["overall"] if values["realism"] else None
+    rows = at(values, "realism", 0, "rows", "overall")
     if rules.nearer_than_phantoms:
-        drawn, phantoms = (rows[name]["kid"] if rows else None for name in _KINDS)
+        drawn = number(rows, "generated", "kid", "high")
+        phantoms = number(rows, "phantoms", "kid", "low")
         yield Check(
             "realism.nearer_than_phantoms", "nearer to photographs than raw phantoms are",
-            "not measured" if drawn is None or phantoms is None else
-            f"KID x1000 at most {KID_SCALE * drawn['high']:.0f}, phantoms at least "
-            f"{KID_SCALE * phantoms['low']:.0f}",
-            drawn is not None and phantoms is not None and drawn["high"] < phantoms["low"],
+            _NOT_MEASURED if drawn is None or phantoms is None else
+            f"KID x1000 at most {KID_SCALE * drawn:.0f}, phantoms at least "
+            f"{KID_SCALE * phantoms:.0f}",
+            drawn is not None and phantoms is not None and drawn < phantoms,
         )  # fmt: skip
-    coverage = rows["generated"]["coverage"]["value"] if rows else None
-    yield _at_least("realism.min_coverage", "coverage of the photographs", coverage,
-                    rules.min_coverage)  # fmt: skip
-    varied = values["diversity"]
-    share = None
-    if varied and varied["real"]["vendi"]["value"]:
-        share = varied["generated"]["vendi"]["value"] / varied["real"]["vendi"]["value"]
+    yield _at_least("realism.min_coverage", "coverage of the photographs",
+                    number(rows, "generated", "coverage", "value"), rules.min_coverage)  # fmt: skip
+    drawn, real = (number(values, "diversity", name, "vendi", "value") for name in _SIDES)
+    share = drawn / real if drawn is not None and real is not None and real > 0 else None
     yield _at_least("realism.min_modes", "different images as a share of photographs'", share,
                     rules.min_modes)  # fmt: skip
 
 
 def _usefulness(gate: Gate, values: Values) -> Iterator[Check]:
     rules = gate.usefulness
-    alone = figures_of(values, regime="synthetic", score="auc")
-    low = alone[0]["estimate"]["low"] if alone else None
+    alone = _figures(values, regime="synthetic", score="auc")
     yield _at_least(
-        "usefulness.min_auc_alone", "lower end of the AUC of generated images alone", low,
-        rules.min_auc_alone,
+        "usefulness.min_auc_alone", "lower end of the AUC of generated images alone",
+        number(alone, 0, "estimate", "low"), rules.min_auc_alone,
     )  # fmt: skip
     if rules.no_harm and alone:
-        beside = figures_of(values, regime="real_and_synthetic", share=1.0, score="auc",
-                            task=alone[0]["task"])  # fmt: skip
-        harmed = [figure for figure in beside if figure["change"]["high"] < 0]
+        beside = _figures(values, regime="real_and_synthetic", share=1.0, score="auc",
+                          task=at(alone, 0, "task"))  # fmt: skip
+        changes = [(number(one, "change", "value"), number(one, "change", "high"))
+                   for one in beside]  # fmt: skip
+        known = [value for value, _ in changes if value is not None]
         if beside:
-            worst = min(figure["change"]["value"] for figure in beside)
             yield Check(
                 "usefulness.no_harm", "no harm beside all real photographs",
-                f"AUC changes by {worst:+.3f} at worst", not harmed,
+                f"AUC changes by {min(known):+.3f} at worst" if len(known) == len(beside)
+                else _NOT_MEASURED,
+                len(known) == len(beside)
+                and all(high is not None and high >= 0 for _, high in changes),
             )  # fmt: skip
+
+
+def _figures(values: Values, **wanted: object) -> list[Any]:
+    return [
+        figure
+        for figure in listed(values, "usefulness", "figures")
+        if all(at(figure, key) == value for key, value in wanted.items())
+    ]
 
 
 def _leakage(gate: Gate, values: Values) -> Iterator[Check]:
-    rules = gate.leakage
-    for leak in values["leakage"]:
-        by = leak["extractor"]
-        controls = [one["control"]["auc"]["high"] for one in leak["attacks"]]
-        yield _at_most(
-            "leakage.comparable", f"AUC of attacks with phantoms, which know nobody, by {by}",
-            max(controls), rules.max_auc,
+    leaks = listed(values, "leakage")
+    for leak in leaks:
+        yield from _attacks(gate.leakage, leak)
+    by_weights = at(values, "subject", "kind") != _WITHOUT_WEIGHTS
+    if (leaks and by_weights) or at(values, "model_attack"):
+        attack = at(values, "model_attack")
+        name = at(attack, "name") or "an attack"
+        yield from _attack(gate.leakage, attack, f"{name}, by the released weights")
+
+
+def _attacks(rules: LeakageRules, leak: Values) -> Iterator[Check]:
+    by, attacks = at(leak, "extractor"), listed(leak, "attacks")
+    lows, highs = (
+        [number(one, "control", "auc", end) for one in attacks] for end in ("low", "high")
+    )
+    apart = [1 - low if low is not None else None for low in lows] + highs
+    # Of no attacks at all nothing is known either.
+    known = [end for end in apart if end is not None]
+    yield _at_most(
+        "leakage.comparable",
+        f"AUC of attacks with phantoms, which know nobody, from 0.5 either way, by {by},",
+        max(known) if known and len(known) == len(apart) else None, rules.max_auc,
+    )  # fmt: skip
+    for one in attacks or [{}]:
+        attack = at(one, "attack")
+        yield from _attack(rules, attack, f"{at(attack, 'name') or 'an attack'}, by {by}")
+    for which, said in (("share", "generated images"), ("closest_share", "the nearest tenth")):
+        p_value = number(leak, "copying", which, "p_value")
+        yield Check(
+            "leakage.min_copying_p", f"no copies among {said}, by {by}",
+            _NOT_MEASURED if p_value is None else f"p {p_value:.4f}",
+            p_value is not None and p_value >= rules.min_copying_p,
         )  # fmt: skip
-        for one in leak["attacks"]:
-            attack, name = one["attack"], f"{one['attack']['name']}, by {by}"
-            yield _at_most(
-                "leakage.max_auc", f"AUC of {name}", attack["auc"]["high"], rules.max_auc
-            )
-            yield _at_most(
-                "leakage.max_true_positive_rate", f"members named by {name}",
-                attack["true_positive_rate"]["high"], rules.max_true_positive_rate,
-            )  # fmt: skip
-        for which, said in (("share", "generated images"), ("closest_share", "the nearest tenth")):
-            p_value = leak["copying"][which]["p_value"]
-            yield Check(
-                "leakage.min_copying_p", f"no copies among {said}, by {by}", f"p {p_value:.4f}",
-                p_value >= rules.min_copying_p,
-            )  # fmt: skip
-    if values["model_attack"]:
-        attack = values["model_attack"]
-        yield _at_most("leakage.max_auc", f"AUC of {attack['name']}, by the released weights",
-                       attack["auc"]["high"], rules.max_auc)  # fmt: skip
+
+
+def _attack(rules: LeakageRules, attack: object, name: str) -> Iterator[Check]:
+    yield _at_most(
+        "leakage.max_auc", f"AUC of {name}", number(attack, "auc", "high"), rules.max_auc
+    )
+    # A bootstrap of members of whom none was named has an interval of no width.
+    ends = number(attack, "true_positive_rate", "high"), number(attack, "true_positive_upper")
+    yield _at_most(
+        "leakage.max_true_positive_rate", f"members named by {name}",
+        None if ends[0] is None or ends[1] is None else max(ends[0], ends[1]),
+        rules.max_true_positive_rate,
+    )  # fmt: skip
 
 
 def _receipts(gate: Gate, proofs: Sequence[SiteProof]) -> Iterator[Check]:
@@ -276,13 +256,19 @@ def _receipts(gate: Gate, proofs: Sequence[SiteProof]) -> Iterator[Check]:
 
 def _at_least(name: str, what: str, found: float | None, bound: float) -> Check:
     return Check(
-        name, f"{what} at least {bound:g}", "not measured" if found is None else f"{found:.3f}",
+        name, f"{what} at least {bound:g}", _NOT_MEASURED if found is None else f"{found:.3f}",
         found is not None and found >= bound,
     )  # fmt: skip
 
 
-def _at_most(name: str, what: str, found: float, bound: float) -> Check:
-    return Check(name, f"{what} at most {bound:g}", f"{found:.3f}", found <= bound)
+def _at_most(name: str, what: str, found: float | None, bound: float) -> Check:
+    return Check(
+        name, f"{what} at most {bound:g}", _NOT_MEASURED if found is None else f"{found:.3f}",
+        found is not None and found <= bound,
+    )  # fmt: skip
 
 
-_KINDS = ("generated", "phantoms")
+_NOT_MEASURED = "not measured"
+_SIDES = ("generated", "real")
+# Kind of the one subject that has no weights.
+_WITHOUT_WEIGHTS = "voted phantoms"

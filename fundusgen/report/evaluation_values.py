@@ -9,7 +9,7 @@ the fields of `fundusgen.evaluation.evaluation.Evaluation`, with each estimate a
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from fundusgen import __version__
 from fundusgen.evaluation.evaluation import Evaluation
@@ -39,6 +39,7 @@ def sentences(values: Values) -> Iterator[str]:
     yield from _real(values)
     yield from _varied(values)
     yield from _leaking(values)
+    yield from _by_weights(values)
     yield from values["remarks"]
 
 
@@ -53,12 +54,19 @@ def with_interval(
         digits: After the point.
         share: It is one, and its interval is shown within 0 and 1, which a bootstrap may leave.
     """
-    if estimate is None or estimate["value"] is None:
+    if not known(estimate):
         return "-"
     value, low, high = (scale * estimate[key] for key in ("value", "low", "high"))
     if share:
         low, high = max(low, 0.0), min(high, 1.0)
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def known(estimate: Values | None) -> TypeGuard[Values]:
+    """Whether there is an estimate and all of it could be computed."""
+    return estimate is not None and None not in (
+        estimate["value"], estimate["low"], estimate["high"]
+    )  # fmt: skip
 
 
 def figures_of(values: Values, **wanted: object) -> list[Values]:
@@ -73,31 +81,37 @@ def figures_of(values: Values, **wanted: object) -> list[Values]:
 
 def strongest_attack(values: Values) -> Values | None:
     """The attack by generated images that tells members apart best, with its control."""
-    attacks = [one for leak in values["leakage"] for one in leak["attacks"]]
+    attacks = [
+        one for leak in values["leakage"] for one in leak["attacks"] if known(one["attack"]["auc"])
+    ]
     return max(attacks, key=lambda one: float(one["attack"]["auc"]["value"]), default=None)
 
 
 def finds_members(attack: Values) -> bool:
     """Whether an attack does better than guessing, and than phantoms in its place do."""
-    control = attack["control"]
-    bar = max(0.5, control["auc"]["high"]) if control else 0.5
-    return bool(attack["attack"]["auc"]["low"] > bar)
+    found = attack["attack"]["auc"]
+    control = attack["control"] and attack["control"]["auc"]
+    bar = max(0.5, control["high"]) if known(control) else 0.5
+    return known(found) and bool(found["low"] > bar)
 
 
 def copies(leak: Values) -> bool:
     """Whether generated images are nearer to training patients than chance and phantoms explain."""
     return any(
-        leak["copying"][which]["p_value"] < _COPYING_P
-        and leak["copying_control"][which]["p_value"] >= _COPYING_P
+        _is_unlikely(leak["copying"][which]) and not _is_unlikely(leak["copying_control"][which])
         for which in ("share", "closest_share")
     )
 
 
+def _is_unlikely(share: Values) -> bool:
+    return share["p_value"] is not None and share["p_value"] < _COPYING_P
+
+
 def _useful(values: Values) -> Iterator[str]:
     alone = figures_of(values, regime="synthetic", score="auc")
-    if not alone:
+    first = next((figure for figure in alone if known(figure["estimate"])), None)
+    if first is None:
         return
-    first = alone[0]
     what = task_title(first["task"])
     estimate = with_interval(first["estimate"])
     yield (
@@ -125,6 +139,8 @@ def _beside(values: Values, figure: Values) -> str:
 def _change(figure: Values) -> str:
     change = figure["change"]
     verdict = "change nothing that could be told"
+    if not known(change):
+        return verdict
     if change["low"] > 0:
         verdict = "help"
     elif change["high"] < 0:
@@ -137,27 +153,29 @@ def _real(values: Values) -> Iterator[str]:
         return
     first = values["realism"][0]
     rows = first["rows"]["overall"]
-    drawn, phantoms, real = (rows.get(name) for name in ("generated", "phantoms", "real"))
-    kids = {name: row["kid"] for name, row in rows.items()}
-    if kids["generated"]["high"] < kids["phantoms"]["low"]:
+    drawn, phantoms, real = (
+        rows[name]["kid"] if name in rows else None for name in ("generated", "phantoms", "real")
+    )
+    if not known(drawn) or not known(phantoms):
+        return
+    if drawn["high"] < phantoms["low"]:
         verdict = "nearer to photographs than raw phantoms are"
-    elif kids["generated"]["low"] > kids["phantoms"]["high"]:
+    elif drawn["low"] > phantoms["high"]:
         verdict = "further from photographs than raw phantoms are"
     else:
         verdict = "about as far from photographs as raw phantoms are"
     said = (
         f"They are {verdict}: KID x1000 by the features `{first['extractor']}` is "
-        f"{with_interval(drawn['kid'], KID_SCALE, 0)} against "
-        f"{with_interval(phantoms['kid'], KID_SCALE, 0)}"
+        f"{with_interval(drawn, KID_SCALE, 0)} against {with_interval(phantoms, KID_SCALE, 0)}"
     )
-    if real:
-        said += f"; other photographs stand at {with_interval(real['kid'], KID_SCALE, 0)}"
+    if known(real):
+        said += f"; other photographs stand at {with_interval(real, KID_SCALE, 0)}"
     yield f"{said}."
 
 
 def _varied(values: Values) -> Iterator[str]:
     varied = values["diversity"]
-    if varied:
+    if varied and known(varied["generated"]["vendi"]) and known(varied["real"]["vendi"]):
         drawn, real = varied["generated"], varied["real"]
         yield (
             f"They vary as {drawn['vendi']['value']:.1f} entirely different images would; as many "
@@ -166,15 +184,15 @@ def _varied(values: Values) -> Iterator[str]:
 
 
 def _leaking(values: Values) -> Iterator[str]:
-    strongest = strongest_attack(values)
-    if strongest is None:
-        return
     if any(copies(leak) for leak in values["leakage"]):
         yield (
             "Generated images lie nearer to patients who were trained on than to others, more "
             "than chance explains: they may be copies. Look at the closest pairs at the site, and "
             "do not release this generator."
         )
+    strongest = strongest_attack(values)
+    if strongest is None:
+        return
     found = [one for leak in values["leakage"] for one in leak["attacks"] if finds_members(one)]
     auc = with_interval(strongest["attack"]["auc"])
     name = strongest["attack"]["name"]
@@ -182,6 +200,13 @@ def _leaking(values: Values) -> Iterator[str]:
         yield (
             f"Patients who were trained on can be told from others by the generated images: the "
             f"attack `{name}` has an AUC of {auc}. Do not release this generator."
+        )
+    elif _differ(strongest):
+        yield (
+            "Whether patients who were trained on can be told from others is not known: the "
+            f"attack `{name}` has an AUC of {auc}, and with phantoms, which know nobody, "
+            f"{with_interval(strongest['control']['auc'])}. Test and training patients differ, "
+            "say by their cameras; divide the patients of one hospital at random."
         )
     else:
         yield (
@@ -194,6 +219,22 @@ def _leaking(values: Values) -> Iterator[str]:
                 else ""
             )
             + "). Only epsilon bounds what other attacks could learn."
+        )
+
+
+def _differ(attack: Values) -> bool:
+    """Whether the two sets of patients can be told apart by phantoms, too."""
+    found, control = attack["attack"]["auc"], attack["control"] and attack["control"]["auc"]
+    return bool(known(found) and known(control) and min(found["low"], control["low"]) > 0.5)
+
+
+def _by_weights(values: Values) -> Iterator[str]:
+    own = values["model_attack"]
+    if own and known(own["auc"]):
+        told = "can be told from others" if own["auc"]["low"] > 0.5 else "were not told from others"
+        yield (
+            f"By the released weights, patients who were trained on {told}: the attack "
+            f"`{own['name']}` has an AUC of {with_interval(own['auc'])}."
         )
 
 

@@ -37,6 +37,9 @@ th{font-weight:600;color:var(--soft);font-size:.85rem}
 .when{white-space:nowrap;color:var(--soft);font-size:.88rem}
 .yes,.no,.skip{font-weight:600;white-space:nowrap}
 .yes{color:var(--good)}.no{color:var(--bad)}.skip{color:var(--warn)}
+.bar{position:relative;height:1rem;min-width:12rem;background:#e8eeee;border-radius:3px}
+.bar span{position:absolute;left:0;top:0;height:100%;background:#0072b2;border-radius:3px}
+.bar i{position:absolute;top:-3px;bottom:-3px;width:2px;background:var(--ink)}
 .key{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.4rem}
 .plot{width:100%;min-width:34rem;height:auto;font:12px system-ui,sans-serif}
 pre{background:#f2f5f5;padding:.7rem .9rem;overflow-x:auto;font-size:.82rem;border-radius:4px;
@@ -83,6 +86,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def wide(content: str) -> str:
+    """What may be wider than a small screen, to be pushed aside there by itself."""
+    return f'<div class="wide">{content}</div>'
 
 
 def picture(image: Image.Image, alt: str) -> str:

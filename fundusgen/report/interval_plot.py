@@ -6,8 +6,8 @@ from html import escape
 from math import ceil, floor, log, log10
 
 COLOURS = {"generated": "#0b6fa4", "phantoms": "#9a6a00", "real": "#0b6b3a", "other": "#7a4a8a"}
-_WIDTH, _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 760, 230, 30, 26, 14, 34
-_CURVE_HEIGHT, _CURVE_LEFT = 300, 60
+_WIDTH, _LEFT, _RIGHT, _ROW, _TOP, _BOTTOM = 860, 330, 30, 26, 14, 34
+_CURVE_HEIGHT, _CURVE_LEFT, _LABEL = 300, 60, 15
 _TICKS = 6
 # An axis that ends at the outermost interval cuts its end off.
 _MARGIN = 0.04
@@ -36,11 +36,13 @@ def dot_plot(dots: Sequence[Dot], title: str, x_label: str, *, mark: float | Non
     """Draw a row for each value.
 
     Args:
-        dots: At least one.
+        dots: Where there is none, there is no plot.
         title: For those who cannot see it.
         x_label: Below the axis.
         mark: A value that means something of its own, such as 0.5 for guessing; a dashed line.
     """
+    if not dots:
+        return ""
     lows, highs = [dot.low for dot in dots], [dot.high for dot in dots]
     if mark is not None:
         lows, highs = [*lows, mark], [*highs, mark]
@@ -92,7 +94,7 @@ def curve_plot(
     y, ticks = _axis(min(p[2] for p in points), max(p[3] for p in points), bottom, top)
     places = sorted({p[0] for p in points})
     first, last = log(places[0]), log(places[-1])
-    room = _WIDTH - _CURVE_LEFT - 150
+    room = _WIDTH - _CURVE_LEFT - 270
 
     def x(place: float) -> float:
         return _CURVE_LEFT + 20 + room * (log(place) - first) / ((last - first) or 1.0)
@@ -100,7 +102,7 @@ def curve_plot(
     parts = [_open(_CURVE_HEIGHT, title)]
     for tick in ticks:
         parts.append(
-            f'<line x1="{_CURVE_LEFT}" x2="{_WIDTH - 120}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" '
+            f'<line x1="{_CURVE_LEFT}" x2="{_WIDTH - 240}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" '
             f'stroke="#e3e3e3"/><text x="{_CURVE_LEFT - 8}" y="{y(tick) + 4:.1f}" '
             f'text-anchor="end">{tick:g}</text>'
         )
@@ -108,6 +110,7 @@ def curve_plot(
         parts.append(
             f'<text x="{x(place):.1f}" y="{bottom + 18}" text-anchor="middle">{place:g}</text>'
         )
+    heights = _apart({name: y(curve[-1][1]) + 4 for name, curve in curves.items()})
     for name, curve in curves.items():
         colour = COLOURS[kinds[name]]
         there = " ".join(f"{x(p[0]):.1f},{y(p[3]):.1f}" for p in curve)
@@ -121,7 +124,7 @@ def curve_plot(
                 f"<title>{escape(name)}: {p[1]:.4g} ({p[2]:.4g} to {p[3]:.4g})</title></circle>"
                 for p in curve
             )
-            + f'<text x="{x(curve[-1][0]) + 10:.1f}" y="{y(curve[-1][1]) + 4:.1f}" '
+            + f'<text x="{x(curve[-1][0]) + 10:.1f}" y="{heights[name]:.1f}" '
             f'fill="{colour}">{escape(name)}</text>'
         )
     parts.append(
@@ -129,6 +132,15 @@ def curve_plot(
         f'<text x="{_CURVE_LEFT + 20}" y="{_CURVE_HEIGHT - 4}">{escape(x_label)}</text></svg>'
     )
     return "".join(parts)
+
+
+def _apart(heights: Mapping[str, float]) -> dict[str, float]:
+    """Move labels down until none lies on another."""
+    placed: dict[str, float] = {}
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        last = max(placed.values(), default=height - _LABEL)
+        placed[name] = max(height, last + _LABEL)
+    return placed
 
 
 def _open(height: float, title: str) -> str:
@@ -152,7 +164,6 @@ def _axis(
 
 
 def _round_values(low: float, high: float) -> list[float]:
-
     rough = (high - low) / _TICKS
     power = 10.0 ** floor(log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

@@ -4,6 +4,7 @@ First whether the claims hold, then for each mechanism a bar a method beside the
 checked of noise and sampling. Canaries are no patients: nothing on the page is private.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -11,25 +12,10 @@ from pathlib import Path
 
 from fundusgen import __version__
 from fundusgen.auditing.audit import CONFIDENCE, SUFFICIENT_POWER, MechanismAudit
-from fundusgen.auditing.checks import ALARM
+from fundusgen.auditing.verdicts import ALARM, Check
+from fundusgen.report.html import whole_page
 from fundusgen.storage import write_atomically
 
-_STYLE = """
-body{font:16px/1.55 system-ui,sans-serif;color:#1c2326;background:#f6f8f8;margin:0}
-main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}
-section{background:#fff;border:1px solid #dde3e5;border-radius:8px;padding:1.1rem 1.3rem;
-margin:1rem 0}
-.verdict{border-left:8px solid #0b6b3a}.verdict.bad{border-left-color:#a3122a}
-.soft{color:#5a666b}.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;margin:.7rem 0}
-td,th{padding:.35rem .7rem .35rem 0;border-bottom:1px solid #dde3e5;text-align:left;
-vertical-align:top}
-.n{text-align:right;font-variant-numeric:tabular-nums}
-.bar{position:relative;height:1rem;min-width:12rem;background:#e8eeee;border-radius:3px}
-.bar span{position:absolute;left:0;top:0;height:100%;background:#0072b2;border-radius:3px}
-.bar i{position:absolute;top:-3px;bottom:-3px;width:2px;background:#1c2326}
-.yes{color:#0b6b3a;font-weight:600}.no{color:#a3122a;font-weight:600}
-"""
 # The claim's mark stands here, so that a bound above it can be seen to be.
 _CLAIM_PERCENT = 70.0
 
@@ -52,13 +38,11 @@ def mechanism_page(audits: Sequence[MechanismAudit], noise: str) -> str:
     """
     title = "Audit of the private mechanisms"
     body = _verdict(audits) + "".join(_mechanism(audit) for audit in audits) + _meaning(noise)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main><h1>{title}</h1>"
-        f'<p class="soft">Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by fundusgen {__version__}. '
-        "Canaries are patients who do not exist: nothing here is about a person.</p>"
-        f"{body}</main></body></html>\n"
+    return whole_page(
+        title,
+        f'<h1>{title}</h1><p class="soft">Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by '
+        f"fundusgen {__version__}. Canaries are patients who do not exist: nothing here is about "
+        f"a person.</p>{body}",
     )
 
 
@@ -79,7 +63,8 @@ def _findings(audit: MechanismAudit) -> Iterable[str]:
             "claimed"
         )
     for check in audit.failed:
-        yield f"not so: {check.claim} ({check.found})"
+        word = "not seen" if math.isnan(check.p_value) else "not so"
+        yield f"{word}: {check.claim} ({check.found})"
     if not audit.sufficient:
         yield f"the best Gaussian bound is {audit.power:.0%} of the claim: more canaries are needed"
 
@@ -97,10 +82,10 @@ def _mechanism(audit: MechanismAudit) -> str:
     ]
     checks = [
         [
-            '<span class="yes">holds</span>' if check.holds else '<span class="no">NOT SO</span>',
+            _word(check),
             escape(check.claim),
             escape(check.found),
-            f'<span class="n">{check.p_value:.2g}</span>',
+            "" if math.isnan(check.p_value) else f'<span class="n">{check.p_value:.2g}</span>',
         ]
         for check in audit.checks
     ]
@@ -118,6 +103,13 @@ def _mechanism(audit: MechanismAudit) -> str:
         + _table(["", "checked", "seen", "p"], checks)
         + "</section>"
     )
+
+
+def _word(check: Check) -> str:
+    if check.holds:
+        return '<span class="yes">holds</span>'
+    seen = "NOT SEEN" if math.isnan(check.p_value) else "NOT SO"
+    return f'<span class="no">{seen}</span>'
 
 
 def _bar(epsilon: float, claim: float) -> str:

@@ -35,6 +35,6 @@ def plain(value: object) -> Any:
         return value.item()
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, Sequence | frozenset):
+    if isinstance(value, Sequence | frozenset) and not isinstance(value, bytes | bytearray):
         return [plain(content) for content in value]
     raise TypeError(f"{type(value).__name__} has no form in JSON")

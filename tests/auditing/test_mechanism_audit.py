@@ -1,10 +1,12 @@
 """Audits of the real mechanisms, as they are: claims hold, and the audits could have told."""
 
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -13,6 +15,7 @@ from fundusgen.auditing.canaries import Observation, coins
 from fundusgen.auditing.checks import (
     ALARM,
     Check,
+    absence,
     accounted,
     all_checks,
     contribution,
@@ -20,6 +23,7 @@ from fundusgen.auditing.checks import (
     noise_over_steps,
     noise_shape,
     noise_size,
+    noise_sizes,
     sampling_over_steps,
     sampling_patients,
     sampling_rate,
@@ -103,6 +107,13 @@ def test_runs_are_put_side_by_side() -> None:
     assert both.released_TM.shape == (12, 50)
     assert both.own_TP.shape == both.drawn_TP.shape
     assert both.counted == runs[0].counted
+    # A ledger that lost something in one run is not hidden by the others.
+    fewer = replace(runs[1], counted=(replace(SMALL.planned, steps=11),))
+    cheaper = replace(fewer, claim=0.9 * fewer.claim)
+    for lost in (fewer, cheaper):
+        seen = joined([runs[0], lost])
+        assert (seen.counted, seen.claim) == (lost.counted, lost.claim)
+        assert _fails(accounted(SMALL.planned, len(seen.released_TM), seen.counted))
 
 
 def test_an_audit_whose_gaussian_bounds_are_far_below_the_claim_saw_little() -> None:
@@ -142,7 +153,7 @@ def test_p_values_of_ideal_mechanisms_are_no_smaller_than_chance_has_them() -> N
     for _ in range(trials):
         for check in all_checks(SMALL, _ideal(12, 80, generator), generator):
             found.setdefault(check.code, []).append(check.p_value)
-    assert len(found) == 10
+    assert len(found) == 12
     for code, values in found.items():
         for p in (0.5, 0.1, 0.01):
             below = int((np.array(values) <= p).sum())
@@ -220,6 +231,52 @@ def test_checks_see_what_a_patient_adds_and_what_is_counted() -> None:
     assert _fails(accounted(planned, 10, (Event("gaussian", 2.0, 1.0, 9),)))
     assert _fails(accounted(planned, 10, (Event("gaussian", 2.5, 1.0, 10),)))
     assert _fails(accounted(planned, 10, ()))
+
+
+def test_checks_see_what_is_left_of_earlier_steps_and_noise_that_tells_of_the_sample() -> None:
+    generator = rng(14)
+    noise = generator.normal(0, 1.3, (20, 400))
+    assert absence(noise.ravel(), 1.3).holds
+    assert _fails(absence(noise.ravel() + 0.1, 1.3))
+    assert noise_sizes(noise).holds
+    assert _fails(noise_sizes(noise * generator.normal(1, 0.1, (20, 1))))
+    assert _fails(noise_sizes(np.zeros((20, 400))))
+
+
+@pytest.mark.parametrize(("included", "named"), [(False, "contribution"), (True, "noise-size")])
+def test_what_nobody_could_see_does_not_hold(included: bool, named: str) -> None:
+    """All coins fell alike: there is no canary in, or none out."""
+    seen = observe(SMALL, np.full(30, included), FastNoise(), 1e-5)
+    checks = {check.code: check for check in all_checks(SMALL, seen, rng(15))}
+    assert math.isnan(checks[named].p_value)
+    assert not checks[named].holds
+    with_nobody = {"contribution", "absence"} | {code for code in checks if "sampling" in code}
+    unseen = {code for code, check in checks.items() if math.isnan(check.p_value)}
+    assert unseen == ({code for code in checks if "noise" in code} if included else with_nobody)
+
+
+def test_a_check_of_one_number_sees_nothing() -> None:
+    one = rng(16).normal(size=(4, 1))
+    assert math.isnan(noise_over_steps(one).p_value)
+    assert math.isnan(noise_over_directions(one).p_value)
+
+
+def test_an_audit_leaves_no_trace_in_the_process() -> None:
+    threads, state, environment = torch.get_num_threads(), torch.get_rng_state(), dict(os.environ)
+    audit_mechanism(SMALL, SecureNoise(), rng(17), canaries=40)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    assert dict(os.environ) == environment
+
+
+def test_the_seeds_of_the_process_do_not_reach_the_noise() -> None:
+    seen = []
+    for _ in range(2):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            seen.append(observe(SMALL, coins(40, rng(18)), FastNoise(), 1e-5))
+    assert not (seen[0].released_TM == seen[1].released_TM).any()
+    assert not (seen[0].drawn_TP == seen[1].drawn_TP).all()
 
 
 def test_a_check_that_could_not_be_computed_does_not_hold() -> None:

@@ -71,7 +71,7 @@ def test_sound_code_ends_in_success_with_its_bounds(tmp_path: Path) -> None:
     by_method = {bound["method"]: bound["epsilon"] for bound in votes["bounds"]}
     assert 0.6 * votes["claim"] < by_method["Gaussian, scores"]
     assert 0 < by_method["one run"] < by_method["one run, f-DP"]
-    assert len(votes["checks"]) == 6
+    assert len(votes["checks"]) == 7
 
 
 def test_a_fault_is_named_and_ends_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,39 @@ def test_noise_seeded_alike_in_each_round(mechanism: AuditedMechanism, monkeypat
         assert "sampling-over-steps" in failed(found)
 
 
+def test_sums_divided_by_how_many_were_sampled(monkeypatch: Patch) -> None:
+    """By their true number instead of the public one: the noise tells it."""
+    sampled, hidden, size = PoissonPatients.draw, dpsgd._PatientOptimizer.add_noise, [0]
+
+    def draw(self: PoissonPatients) -> NDArray[np.int64]:
+        drawn = sampled(self)
+        size[0] = len(drawn)
+        return drawn
+
+    def add_noise(self: dpsgd._PatientOptimizer) -> None:
+        hidden(self)
+        for parameter in self.params:
+            parameter.grad *= self.expected_batch_size / size[0]
+
+    monkeypatch.setattr(PoissonPatients, "draw", draw)
+    monkeypatch.setattr(dpsgd._PatientOptimizer, "add_noise", add_noise)
+    assert "noise-sizes" in failed(audit(SAMPLED))
+
+
+def test_gradients_left_over_from_the_step_before(monkeypatch: Patch) -> None:
+    hidden, left = dpsgd._PatientOptimizer.add_noise, {}
+
+    def add_noise(self: dpsgd._PatientOptimizer) -> None:
+        for place, parameter in enumerate(self.params):
+            now = parameter.summed_grad.clone()
+            parameter.summed_grad += left.get(place, 0)
+            left[place] = now
+        hidden(self)
+
+    monkeypatch.setattr(dpsgd._PatientOptimizer, "add_noise", add_noise)
+    assert "absence" in failed(audit(SAMPLED))
+
+
 @BOTH
 def test_a_batch_counted_twice(mechanism: AuditedMechanism, monkeypatch: Patch) -> None:
     once = dpsgd._PatientOptimizer.clip_and_accumulate

@@ -13,14 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from fundusgen.errors import DataError
-from fundusgen.evaluation.classifiers import (
-    Classifier,
-    Examples,
-    LinearProbe,
-    SmallNetwork,
-    patients_by_class,
-)
+from fundusgen.evaluation.classifiers import Classifier, Examples, patients_by_class
 from fundusgen.evaluation.colour import ColourFeatures
+from fundusgen.evaluation.linear_probe import LinearProbe
+from fundusgen.evaluation.small_network import SmallNetwork
 
 Integers = NDArray[np.int64]
 SIZE_PX = 32

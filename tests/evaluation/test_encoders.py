@@ -16,11 +16,11 @@ from fundusgen.errors import ModelError
 from fundusgen.evaluation.encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    InceptionFeatures,
     NetworkFeatures,
-    VisionTransformer,
     encoder_from,
 )
+from fundusgen.evaluation.inception import InceptionFeatures
+from fundusgen.evaluation.vit import VisionTransformer
 
 WIDTH, HEADS, DEPTH, PATCH, SIDE = 32, 4, 3, 8, 4
 SIZE = PATCH * SIDE

@@ -14,7 +14,7 @@ import skimage.data
 from PIL import Image
 
 from fundusgen.cli.main import main
-from fundusgen.evaluation.evaluation import EvaluationSettings
+from fundusgen.evaluation.material import EvaluationSettings
 from fundusgen.models.factory import build_model
 from fundusgen.models.generator import save_generator
 from fundusgen.phantom.site import write_site_folder
@@ -167,6 +167,7 @@ def test_a_test_folder_that_shares_photographs_with_training_is_refused(
     shutil.copytree(folders / "train", tmp_path / "train")
     with (folders / "test" / "manifest.csv").open(newline="") as file:
         stolen = list(csv.DictReader(file))[:4]
+    owners = {row["patient_id"] for row in stolen}
     for row in stolen:
         (tmp_path / "train" / f"again-{Path(row['file']).name}").write_bytes(
             (folders / "test" / row["file"]).read_bytes()
@@ -175,22 +176,19 @@ def test_a_test_folder_that_shares_photographs_with_training_is_refused(
     with (tmp_path / "train" / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     write_rows(tmp_path / "train" / "manifest.csv", [*rows, *stolen])
-    result = cli(
-        "evaluate",
-        folders / "drawn",
-        "--real",
-        folders / "test",
-        "--train",
-        tmp_path / "train",
-        "--out",
-        tmp_path / "out",
-        "--size-px",
-        "32",
-        "--separate-ids",
+    arguments = (
+        "evaluate", folders / "drawn", "--real", folders / "test", "--train", tmp_path / "train",
+        "--out", tmp_path / "out", "--size-px", "32", "--separate-ids", "--only", "diversity",
         *QUICK,
-    )
+    )  # fmt: skip
+    result = cli(*arguments)
     said = sentence(result)
     assert "4 photographs are in the test folder and in the training folder" in said
+    assert cli(*arguments, "--leave-out-shared")[0] == 0
+    kept = json.loads((tmp_path / "out" / "evaluation.json").read_text())["real"]["patients"]
+    with (folders / "test" / "manifest.csv").open(newline="") as file:
+        everybody = {row["patient_id"] for row in csv.DictReader(file)}
+    assert len(everybody) - kept >= len(owners)
 
 
 def test_equal_patient_ids_are_one_person_unless_it_is_said_otherwise(

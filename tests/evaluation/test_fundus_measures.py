@@ -258,6 +258,20 @@ def test_sets_are_measured_image_by_image() -> None:
         np.testing.assert_array_equal(findings(image_SSC).values_K, values_K)
     none = measure_set(ImageSet(images_NSSC[:0], (), ()))
     assert none.values_NK.shape == (0, len(MEASURES))
+    some = found.subset(np.array([2, 1]))
+    assert some.patients_N == ("a", "b")
+    np.testing.assert_array_equal(some.values_NK, found.values_NK[[2, 1]])
+
+
+def test_what_is_measured_is_the_same_with_any_number_of_workers() -> None:
+    images_NSSC, _ = phantom_images(70, 32, 11, ["normal", "dr2"])
+    images = ImageSet(images_NSSC, ("normal",) * 70, tuple(map(str, range(70))))
+    steps: list[tuple[int, int]] = []
+    one = measure_set(images, on_progress=lambda done, total: steps.append((done, total)))
+    two = measure_set(images, workers=2)
+    np.testing.assert_array_equal(one.values_NK, two.values_NK)
+    assert one.patients_N == two.patients_N
+    assert steps == [(64, 70), (70, 70)]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))

@@ -10,20 +10,14 @@ import pytest
 from numpy.typing import NDArray
 
 from fundusgen.errors import DataError
-from fundusgen.evaluation.classifiers import Diagnose, Examples, LinearProbe, SmallNetwork
+from fundusgen.evaluation.classifiers import Diagnose, Examples
+from fundusgen.evaluation.diagnosis_tasks import GRADE, RARE, REFERABLE, Regime
 from fundusgen.evaluation.images import ImageSet
+from fundusgen.evaluation.linear_probe import LinearProbe
 from fundusgen.evaluation.resampling import Estimate
-from fundusgen.evaluation.usefulness import (
-    GRADE,
-    RARE,
-    REFERABLE,
-    Figure,
-    Regime,
-    Training,
-    Usefulness,
-    UsefulnessSettings,
-    usefulness,
-)
+from fundusgen.evaluation.small_network import SmallNetwork
+from fundusgen.evaluation.usefulness import Figure, Training, Usefulness, usefulness
+from fundusgen.evaluation.usefulness_settings import UsefulnessSettings
 
 QUICK = UsefulnessSettings(seeds=(0, 1), shares=(0.1, 0.5, 1.0), replicates=100)
 # What a photograph of each condition shows, in grey levels above the others.

@@ -1,6 +1,8 @@
 """`fundusgen release` and `verify`: what leaves, what does not, and what others can check."""
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,11 +10,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from finished_run import evaluation_values_of, finished_run, write_evidence
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from finished_run import (
+    KEYS,
+    STUDY,
+    evaluation_values_of,
+    finished_run,
+    mechanism_values,
+    write_evidence,
+)
+from safetensors.numpy import load_file
 
 from fundusgen.cli.main import main
-from fundusgen.release.bundle import CHECKSUMS, PUBLIC_KEY, SIGNATURE
+from fundusgen.models.generator import save_generator
+from fundusgen.privacy.keys import make_keys, signing_key
+from fundusgen.release.bundle import (
+    CHECKSUMS,
+    PUBLIC_KEY,
+    SIGNATURE,
+    public_pem,
+    verify_bundle,
+    write_bundle,
+)
 from fundusgen.run_folder import RunFolder
+from fundusgen.storage import write_json
 
 Cli = Callable[..., tuple[int, str, str]]
 REASON = "For a closed course; the test set is too small to measure leakage."
@@ -124,7 +146,59 @@ def link_file(bundle: Path) -> str:
     return "gate.json is a link"
 
 
-@pytest.mark.parametrize("spoil", [spoil_file, remove_file, add_file, rewrite_sums, link_file])
+def add_folder(bundle: Path) -> str:
+    (bundle / "receipts" / "c").mkdir()
+    return "receipts/c was added"
+
+
+def other_key(bundle: Path) -> str:
+    (bundle / PUBLIC_KEY).write_bytes(public_pem(KEYS["a"].public_key()))
+    return "release.pub was changed"
+
+
+def no_key(bundle: Path) -> str:
+    (bundle / PUBLIC_KEY).unlink()
+    return "release.pub is missing"
+
+
+def pipe(bundle: Path) -> str:
+    (bundle / "gate.json").unlink()
+    os.mkfifo(bundle / "gate.json")
+    return "gate.json is no file"
+
+
+def link_folder(bundle: Path) -> str:
+    (bundle / "receipts").rename(bundle.parent / "receipts")
+    (bundle / "receipts").symlink_to(bundle.parent / "receipts")
+    return "receipts was added"
+
+
+def link_sums(bundle: Path) -> str:
+    (bundle / CHECKSUMS).rename(bundle.parent / CHECKSUMS)
+    (bundle / CHECKSUMS).symlink_to(bundle.parent / CHECKSUMS)
+    return f"{CHECKSUMS} was added"
+
+
+def file_for_folder(bundle: Path) -> str:
+    shutil.rmtree(bundle / "receipts")
+    (bundle / "receipts").write_text("")
+    return "receipts/a/000001.json is missing"
+
+
+def other_line_ends(bundle: Path) -> str:
+    sums = bundle / CHECKSUMS
+    sums.write_bytes(sums.read_bytes().replace(b"\n", b"\r\n"))
+    return "not signed by this key"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_file, remove_file, add_file, rewrite_sums, link_file, add_folder, other_key, no_key,
+        pipe, link_folder, link_sums, file_for_folder, other_line_ends,
+    ],
+)  # fmt: skip
 def test_a_bundle_that_was_tampered_with_is_refused(
     bundle: Path, run: RunFolder, cli: Cli, spoil: Callable[[Path], str]
 ) -> None:
@@ -132,6 +206,176 @@ def test_a_bundle_that_was_tampered_with_is_refused(
     status, out, _ = cli("verify", bundle, "--key", key_of(run))
     assert status == 2
     assert said in out
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "a//x", "x\ny", "é", ".x", CHECKSUMS])
+def test_names_that_lead_elsewhere_are_not_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be paths"):
+        write_bundle(tmp_path / "bundle", {name: b""}, KEYS["a"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["{0}  ../x", "{0}  a.txt", "{0} *a.txt", "{0}  /etc/passwd", ""])
+def test_a_signed_list_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, line: str) -> None:
+    bundle, key = tmp_path / "bundle", KEYS["a"]
+    write_bundle(bundle, {"a.txt": b"a"}, key)
+    assert verify_bundle(bundle, key.public_key()) == []
+    sums = (bundle / CHECKSUMS).read_bytes() + f"{line.format('0' * 64)}\n".encode()
+    (bundle / CHECKSUMS).write_bytes(sums)
+    (bundle / SIGNATURE).write_bytes(key.sign(sums, ec.ECDSA(hashes.SHA384())))
+    assert "no checksum" in verify_bundle(bundle, key.public_key())[0]
+
+
+def test_the_key_in_the_bundle_does_not_vouch_for_it(bundle: Path, cli: Cli) -> None:
+    status, _, err = cli("verify", bundle, "--key", bundle / PUBLIC_KEY)
+    assert status == 1
+    assert "the one in the bundle" in err
+
+
+def test_what_is_no_bundle_and_no_key_ends_in_a_sentence(
+    tmp_path: Path, run: RunFolder, bundle: Path, cli: Cli
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for folder, key in ((tmp_path, key_of(run)), (bundle, tmp_path / "pipe"),
+                        (bundle, run.path / "keys" / "node"), (bundle, tmp_path)):  # fmt: skip
+        status, _, err = cli("verify", folder, "--key", key)
+        assert (status, err[:7]) == (1, "error: ")
+
+
+def test_only_what_was_understood_leaves(run: RunFolder, tmp_path: Path, cli: Cli) -> None:
+    """No private key, note or comment that lies among receipts and public keys."""
+    make_keys(run.known_sites)
+    (run.known_sites / "backup.pem").write_text("secret")
+    (run.known_sites / "c.pub").write_text((run.known_sites / "node.pub").read_text())
+    (run.receipts / "a" / "notes.txt").write_text("secret")
+    with (run.known_sites / "a.pub").open("r+") as file:
+        text = file.read().strip()
+        file.seek(0)
+        file.write(f"{text} secret@host\n")
+    out = tmp_path / "bundle"
+    assert cli("release", run.path, "--out", out, "--keys", run.known_sites)[0] == 0
+    private = signing_key(run.known_sites)
+    assert verify_bundle(out, private.public_key()) == []
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert {name for name in files if name.startswith(("known-sites", "receipts"))} == {
+        "known-sites/a.pub", "known-sites/b.pub", "receipts/a/000001.json",
+        "receipts/a/000002.json", "receipts/b/000001.json", "receipts/b/000002.json",
+    }  # fmt: skip
+    for name in files:
+        content = (out / name).read_bytes()
+        assert b"secret@host" not in content
+        assert b"PRIVATE" not in content
+
+
+@pytest.mark.parametrize("where", ["receipts/x", "known-sites", "keys", "evaluation/new", "."])
+def test_a_bundle_is_not_written_into_what_is_read(run: RunFolder, cli: Cli, where: str) -> None:
+    before = sorted(run.path.rglob("*"))
+    status, _, err = cli("release", run.path, "--out", run.path / where)
+    assert status == 1
+    assert "Expected" in err
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_keys_are_not_made_within_the_bundle(run: RunFolder, tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "bundle"
+    assert cli("release", run.path, "--out", out, "--keys", out / "keys")[0] == 1
+    assert not out.exists()
+
+
+def test_a_generator_of_another_study_is_refused(run: RunFolder, tmp_path: Path, cli: Cli) -> None:
+    other = STUDY.model_copy(update={"seed": STUDY.seed + 1})
+    weights = load_file(run.generator / "generator.safetensors")
+    save_generator(run.generator, other, weights, {"rounds": 2})
+    status, _, err = cli("release", run.path, "--out", tmp_path / "b", "--override", REASON)
+    assert status == 1
+    assert "of another study" in err
+
+
+def voted(run: RunFolder) -> Path:
+    """Lay phantoms beside the network, and give the folder of an evaluation of them."""
+    content = b"{}"
+    (run.generator / "population.json").write_bytes(content)
+    values = evaluation_values_of(run)
+    digest = hashlib.sha256(content).hexdigest()
+    values["subject"] = {**values["subject"], "kind": "voted phantoms", "digest": digest}
+    write_json(run.path / "phantoms" / "evaluation.json", {**values, "model_attack": None})
+    return run.path / "phantoms"
+
+
+def test_phantoms_that_nobody_has_judged_stay(run: RunFolder, tmp_path: Path, cli: Cli) -> None:
+    judged = voted(run)
+    status, out, _ = cli("release", run.path, "--out", tmp_path / "a")
+    assert status == 0
+    assert "population.json stays" in out
+    assert not (tmp_path / "a" / "population.json").exists()
+    both = ["--evaluation", run.path / "evaluation", "--evaluation", judged]
+    assert cli("release", run.path, "--out", tmp_path / "b", *both)[0] == 0
+    assert (tmp_path / "b" / "population.json").exists()
+    assert (tmp_path / "b" / "evaluation-2.json").exists()
+
+
+def test_an_evaluation_of_the_phantoms_does_not_let_the_network_out(
+    run: RunFolder, tmp_path: Path, cli: Cli
+) -> None:
+    status, out, _ = cli("release", run.path, "--out", tmp_path / "b", "--evaluation", voted(run))
+    assert status == 2
+    assert "none is of generator.safetensors" in out
+
+
+def test_the_page_of_an_evaluation_is_made_of_its_figures(
+    run: RunFolder, tmp_path: Path, cli: Cli
+) -> None:
+    (run.path / "evaluation" / "evaluation.html").write_text("<script>all is well</script>")
+    assert cli("release", run.path, "--out", tmp_path / "b")[0] == 0
+    page = (tmp_path / "b" / "evaluation.html").read_text()
+    assert "all is well" not in page
+    assert "AUC of 0.70" in page
+
+
+@pytest.mark.parametrize("junk", ["null", "NaN", "Infinity", '"0.1"', "{}"])
+def test_an_attack_without_a_figure_never_leaves(
+    run: RunFolder, tmp_path: Path, cli: Cli, junk: str
+) -> None:
+    values = evaluation_values_of(run)
+    values["model_attack"]["auc"] = "JUNK"
+    path = run.path / "evaluation" / "evaluation.json"
+    path.write_text(json.dumps(values).replace('"JUNK"', junk))
+    status, out, err = cli("release", run.path, "--out", tmp_path / "b")
+    assert (status, "Traceback" in out + err) == (1 if junk in ("NaN", "Infinity") else 2, False)
+    out = tmp_path / "b"
+    status, _, err = cli("release", run.path, "--out", out, "--override", REASON)
+    # A dash may stand on the card where null was; nothing stands where nothing is known.
+    if junk == "null":
+        assert (status, json.loads((out / "gate.json").read_text())["passed"]) == (0, False)
+    else:
+        assert (status, err[:7], out.exists()) == (1, "error: ", False)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"holds": true}', "{", "[" * 100_000, "\xff"])
+def test_an_audit_that_is_none_ends_in_a_sentence(
+    run: RunFolder, tmp_path: Path, cli: Cli, content: str
+) -> None:
+    (run.path / "mechanism" / "mechanism.json").write_bytes(content.encode("latin-1"))
+    status, _, err = cli("release", run.path, "--out", tmp_path / "b")
+    assert status == 1
+    assert "mechanism.json cannot be used" in err
+
+
+def test_an_audit_that_could_see_nothing_fails(run: RunFolder, tmp_path: Path, cli: Cli) -> None:
+    weak = {**mechanism_values(), "sufficient": False}
+    write_json(run.path / "mechanism" / "mechanism.json", weak)
+    status, out, _ = cli("release", run.path, "--out", tmp_path / "b")
+    assert status == 2
+    assert "too few canaries" in out
+
+
+def test_a_gate_that_was_opened_wide_is_on_the_card(
+    run: RunFolder, tmp_path: Path, cli: Cli
+) -> None:
+    file = tmp_path / "gate.yaml"
+    file.write_text("leakage: {max_auc: 1.0}\n")
+    assert cli("release", run.path, "--gate", file, "--out", tmp_path / "b")[0] == 0
+    assert "leakage.max_auc was 1.0; without" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_a_bundle_of_somebody_else_is_refused(

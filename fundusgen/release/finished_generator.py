@@ -1,0 +1,79 @@
+"""The generator of a finished run, read once: what was checked is what leaves."""
+
+import hashlib
+from collections.abc import Set
+from dataclasses import dataclass
+
+from PIL import Image
+
+from fundusgen.errors import RunError
+from fundusgen.models.generator import MODEL_FILE, WEIGHTS_FILE, Generator
+from fundusgen.report.pictures import draw_sheet
+from fundusgen.run_folder import RunFolder
+from fundusgen.training.population import POPULATION_FILE
+
+# The files that images are drawn from: each needs an evaluation of its own.
+DRAWS = (WEIGHTS_FILE, POPULATION_FILE)
+_COLUMNS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedGenerator:
+    """A generator as it lay there.
+
+    Attributes:
+        network: What draws, loaded.
+        weights: Content of the file of its weights.
+        model: Content of `model.json`.
+        population: Content of the phantoms that patients voted for; None where there are none.
+    """
+
+    network: Generator
+    weights: bytes
+    model: bytes
+    population: bytes | None
+
+    def leaving(self, judged: Set[str | None]) -> dict[str, bytes]:
+        """What goes into a bundle, by name: the network, and phantoms that were judged.
+
+        Args:
+            judged: SHA-256 of everything that there is an evaluation of.
+        """
+        files = {WEIGHTS_FILE: self.weights, MODEL_FILE: self.model}
+        voted = self.population
+        if voted is not None and hashlib.sha256(voted).hexdigest() in judged:
+            files[POPULATION_FILE] = voted
+        return files
+
+    def sheet(self) -> Image.Image:
+        """A row of images of each condition, by the study's seed."""
+        return draw_sheet(self.network, _COLUMNS, self.network.study.seed)
+
+
+def read_generator(run: RunFolder) -> FinishedGenerator:
+    """Read the generator of a run.
+
+    Raises:
+        RunError: It is of another study, or changes while it is read.
+        ModelError: It is not whole.
+    """
+    folder = run.generator
+    network = Generator.load(folder)
+    if network.study.study_hash != run.study().study_hash:
+        raise RunError(
+            f"the generator in {folder} is of another study than {run.study_file}",
+            expected="one study: the receipts of one say nothing of the generator of another",
+            remedy="Restore the run folder, as its server left it",
+        )
+    paths = [folder / name for name in (WEIGHTS_FILE, MODEL_FILE)]
+    population = folder / POPULATION_FILE
+    try:
+        weights, model = (path.read_bytes() for path in paths)
+        return FinishedGenerator(
+            network, weights, model, population.read_bytes() if population.is_file() else None
+        )
+    except OSError as error:
+        raise RunError(
+            f"{error.filename} cannot be read: {error.strerror}",
+            expected=f"{MODEL_FILE} and {WEIGHTS_FILE} of a finished run",
+        ) from error
