@@ -191,7 +191,7 @@ def test_members_are_found_where_an_attack_beats_guessing_and_phantoms(
     text, page = said(content), page_of(content)
     assert ("Do not release this generator" in text) is found
     assert ("No attack told patients" in text or "is not known" in text) is not found
-    assert ("the same attack with phantoms" in text) is (not found and control is not None)
+    assert ("with phantoms, which know nobody" in text) is (not found and control is not None)
     assert ('class="verdict bad"' in page) is found
     assert (">found<" in page, ">not found<" in page) == (found, not found)
 
