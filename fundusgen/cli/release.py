@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -233,8 +234,13 @@ def _gate_file(rules: Gate, found: tuple[Check, ...], reason: str, study: Study)
 
 
 def _print(found: tuple[Check, ...], console: Console) -> None:
+    """Every check that failed; of the others, how many each rule had."""
     grid = Table.grid(padding=(0, 2))
+    for name, count in Counter(check.name for check in found if check.passed).items():
+        grid.add_row("[green]passed[/]", escape(name), f"{count} checks" if count > 1 else "")
     for check in found:
-        word = "[green]passed[/]" if check.passed else "[red]FAILED[/]"
-        grid.add_row(word, escape(check.demanded), escape(check.found))
+        if not check.passed:
+            grid.add_row(
+                "[red]FAILED[/]", escape(check.name), escape(f"{check.demanded}: {check.found}")
+            )
     console.print(grid)

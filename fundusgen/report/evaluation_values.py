@@ -231,7 +231,8 @@ def _differ(attack: Values) -> bool:
 def _by_weights(values: Values) -> Iterator[str]:
     own = values["model_attack"]
     if own and known(own["auc"]):
-        told = "can be told from others" if own["auc"]["low"] > 0.5 else "were not told from others"
+        found = own["auc"]["low"] > 0.5
+        told = "can be told from others, or differ from them" if found else "were not told apart"
         yield (
             f"By the released weights, patients who were trained on {told}: the attack "
             f"`{own['name']}` has an AUC of {with_interval(own['auc'])}."
