@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from fundusgen.cli.progress import progress
 from fundusgen.errors import RunError
@@ -74,6 +75,7 @@ def write_evaluation_of(asked: Asked) -> None:
     # machine would say something else; and they wait for each other where it is busy. What can be
     # shared is shared among processes.
     torch.set_num_threads(1)
+    threadpool_limits(limits=1)
     site_only = asked.out / SITE_ONLY
     try:
         site_only.mkdir(mode=0o700, parents=True, exist_ok=True)
