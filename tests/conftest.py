@@ -1,9 +1,13 @@
 """Fixtures that several test areas share."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from fundusgen.cli.main import main
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -15,3 +19,21 @@ def real_data() -> Path:
     if not (folder / "odir_china" / "manifest.csv").is_file():
         pytest.skip("no real photographs here: set FUNDUSGEN_REAL_DATA to a folder of sites")
     return folder
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `fundusgen` with arguments; gives its exit status, output and errors."""
+    # Help is set to the width of the terminal.
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fundusgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run

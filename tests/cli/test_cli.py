@@ -33,22 +33,6 @@ STUDY = Study.model_validate(
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys) -> Cli:
-    """Run `fundusgen` with arguments; gives its exit status, output and errors."""
-    # Help is set to the width of the terminal.
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fundusgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
 def error_of(result: tuple[int, str, str]) -> str:
     status, _, err = result
     assert status == 1

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from fundusgen.cli.main import main
 from fundusgen.evaluation.material import EvaluationSettings
 from fundusgen.models.factory import build_model
 from fundusgen.models.generator import save_generator
@@ -36,21 +34,11 @@ QUICK = ("--images", "100", "--bootstrap", "50", "--seeds", "1", "--workers", "1
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    monkeypatch.setenv("COLUMNS", "160")
-    # As many as the tests need: drawing and looking at thousands takes minutes.
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the tests need: drawing and looking at thousands takes minutes."""
     few = partial(EvaluationSettings, per_condition=30, phantoms=200, network_steps=20)
     monkeypatch.setattr("fundusgen.cli.evaluation.EvaluationSettings", few)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fundusgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

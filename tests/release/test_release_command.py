@@ -22,7 +22,6 @@ from finished_run import (
 )
 from safetensors.numpy import load_file
 
-from fundusgen.cli.main import main
 from fundusgen.models.generator import save_generator
 from fundusgen.privacy.keys import make_keys, signing_key
 from fundusgen.release.bundle import (
@@ -38,20 +37,6 @@ from fundusgen.storage import write_json
 
 Cli = Callable[..., tuple[int, str, str]]
 REASON = "For a closed course; the test set is too small to measure leakage."
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fundusgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture
