@@ -10,7 +10,7 @@ keys/         the site's own keys (fundusgen.privacy.keys)
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +22,8 @@ from fundusgen.privacy.policy_file import dump_policy
 from fundusgen.settings_file import dump_settings, read_settings
 from fundusgen.storage import write_atomically
 from fundusgen.study import Name, describe
+
+GradSampleMode = Literal["auto", "vmap", "hooks"]
 
 
 class SiteData(BaseModel):
@@ -58,6 +60,9 @@ class SiteSettings(BaseModel):
         batch_patients: Patients whose gradients are held in memory at once. The site's own, so
             that no study can make its memory tell how many patients it has; changes speed and
             memory, not results. A GPU wants more.
+        grad_sample_mode: How patients' gradients are taken: by `vmap`, by Opacus' `hooks`, or as
+            is measured to be faster for what the study trains (`auto`). Changes speed and memory,
+            not results; on a GPU the other one may be faster.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +72,7 @@ class SiteSettings(BaseModel):
     device: str = "auto"
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     batch_patients: Annotated[int, Field(ge=1, le=4096)] = 32
+    grad_sample_mode: GradSampleMode = "auto"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from fundusgen.privacy.clipping import (
     clipped_sum,
     per_patient_gradients,
 )
+from fundusgen.privacy.hooks import HookedLoss
 from fundusgen.privacy.noise import NoiseSource, add_gaussian_noise, rounding_sensitivity
 from fundusgen.privacy.sampling import PoissonPatients
 
@@ -207,7 +208,10 @@ class PatientSGD:
         self._usable = True
 
     def step(
-        self, loss: PatientLoss, load_batch: LoadBatch, addend: Addend | None = None
+        self,
+        loss: PatientLoss | HookedLoss,
+        load_batch: LoadBatch,
+        addend: Addend | None = None,
     ) -> StepReport:
         """Draw a sample of patients and take one step on it.
 
@@ -216,7 +220,7 @@ class PatientSGD:
             sample.
 
         Args:
-            loss: Mean loss of one patient over their views, a scalar.
+            loss: Mean loss of one patient over their views, a scalar; or a network with hooks.
             load_batch: Loads the physical batch of the patients with the given indices.
             addend: Adds to patients' gradients what is known of them without differentiating;
                 bounded together with them.
@@ -242,7 +246,7 @@ class PatientSGD:
         return report
 
     def _take_step(
-        self, loss: PatientLoss, load_batch: LoadBatch, addend: Addend | None
+        self, loss: PatientLoss | HookedLoss, load_batch: LoadBatch, addend: Addend | None
     ) -> StepReport:
         indices = self._sampler.draw()
         size = self.settings.physical_batch

@@ -228,6 +228,7 @@ def _mechanism(
         noise=noise,
         device=device,
         batch_patients=settings.batch_patients,
+        grad_sample_mode=settings.grad_sample_mode,
     )
     return lambda: train_round(training)
 

@@ -26,6 +26,7 @@ from fundusgen.models.gan import GAN
 from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD, StepReport
 from fundusgen.privacy.noise import NoiseSource
 from fundusgen.privacy.sampling import PoissonPatients
+from fundusgen.site import GradSampleMode
 from fundusgen.study import DPSGDStage, Study
 from fundusgen.training.generator_steps import GeneratorTraining
 from fundusgen.training.patient_loss import GanLoss, PatientTask, PatientViews, VaeLoss
@@ -80,6 +81,7 @@ def prepare_round(
     noise: NoiseSource,
     device: torch.device,
     batch_patients: int,
+    grad_sample_mode: GradSampleMode = "auto",
 ) -> PreparedRound:
     """Build a round's mechanism, so that what is wrong with its settings costs no privacy.
 
@@ -99,10 +101,11 @@ def prepare_round(
         noise: Source of the mechanism's randomness.
         device: Where to compute.
         batch_patients: Patients whose gradients are held in memory at once.
+        grad_sample_mode: How their gradients are taken.
 
     Raises:
         ModelError: `model.private` names no parameter.
-        PrivacyError: A setting is out of range.
+        PrivacyError: A setting is out of range, or the mode does not reach what is private.
     """
     stage = study.dpsgd
     model.to(device)
@@ -130,10 +133,11 @@ def prepare_round(
     views = PatientViews(patients, stage.views_per_patient, device)
     task: PatientTask
     if isinstance(model, GAN):
-        task = GanLoss(model, private, views, drawn=study.gan.drawn)
+        task = GanLoss(model, private, views, drawn=study.gan.drawn, mode=grad_sample_mode)
         _require_finite(task)
     else:
-        task = VaeLoss(model, private, views, kl_weight(stage, round_number - study.votes_rounds))
+        weight = kl_weight(stage, round_number - study.votes_rounds)
+        task = VaeLoss(model, private, views, weight, mode=grad_sample_mode)
 
     def step() -> StepReport:
         return sgd.step(task.loss(), task.load, task.addend)

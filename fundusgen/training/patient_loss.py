@@ -17,6 +17,8 @@ from fundusgen.data.patients import PatientDataset
 from fundusgen.models.gan import GAN
 from fundusgen.models.vae import VAE
 from fundusgen.privacy.clipping import PatientLoss, per_patient_gradients
+from fundusgen.privacy.hooks import HookedLoss, hooks_are_faster
+from fundusgen.site import GradSampleMode
 
 # Of a GAN's loss, so that a patient's gradient of the parameters that are private by default has a
 # norm of about 1, the default of `max_grad_norm`: without, it is 0.7 at phantom hospitals.
@@ -52,11 +54,44 @@ class PatientViews:
 
 
 class PatientTask(ABC):
-    """What a step of DP-SGD does with a patient."""
+    """What a step of DP-SGD does with a patient.
+
+    Args:
+        model: The study's model, as it is when `loss` is called.
+        network: The part of it that the private parameters are in; the rest of that is frozen.
+        private: Parameters that are trained.
+        views: Where images come from.
+        mode: How patients' gradients are taken, which changes no more than their last bits.
+
+    Raises:
+        PrivacyError: The mode is `hooks`, and hooks cannot reach a private parameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        private: Mapping[str, nn.Parameter],
+        views: PatientViews,
+        mode: GradSampleMode,
+    ) -> None:
+        """Part the weights into those that are trained and those that are not."""
+        self.private, self.views = private, views
+        self.frozen = _frozen(model, private)
+        hooked = mode == "hooks" or (mode == "auto" and hooks_are_faster(network, private))
+        self.hooked = HookedLoss(network, private, self.losses) if hooked else None
+
+    def loss(self) -> PatientLoss | HookedLoss:
+        """Make the loss of the next step. No patient is looked at."""
+        return self.hooked or self.mean
 
     @abstractmethod
-    def loss(self) -> PatientLoss:
-        """Make the loss of the next step. No patient is looked at."""
+    def losses(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Losses of all images of a batch at once, (B, ...) to (B,), with the model's weights."""
+
+    @abstractmethod
+    def mean(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        """Mean loss of one patient's views, with these private parameters: a scalar."""
 
     def addend(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
         """Yield what is added to the gradients of a batch, see `Addend`; mostly nothing."""
@@ -75,6 +110,7 @@ class VaeLoss(PatientTask):
         private: Its parameters that are trained.
         views: Where images come from.
         kl_weight: Weight of the KL term.
+        mode: See `PatientTask`.
     """
 
     def __init__(
@@ -83,14 +119,11 @@ class VaeLoss(PatientTask):
         private: Mapping[str, nn.Parameter],
         views: PatientViews,
         kl_weight: float,
+        mode: GradSampleMode = "auto",
     ) -> None:
-        """Part the weights into those that are trained and those that are not."""
-        self.model, self.views, self.kl_weight = model, views, kl_weight
-        self.frozen = _frozen(model, private)
-
-    def loss(self) -> PatientLoss:
-        """The same in every step."""
-        return self._loss
+        """Take the model."""
+        self.model, self.kl_weight = model, kl_weight
+        super().__init__(model, model, private, views, mode)
 
     def load(self, indices_P: NDArray[np.int64]) -> tuple[Tensor, ...]:
         """Images, conditions and the noise of the reparameterisation."""
@@ -99,7 +132,13 @@ class VaeLoss(PatientTask):
         latent = torch.from_numpy(self.views.draws.standard_normal(shape, dtype=np.float32))
         return images, conditions, latent.to(self.views.device)
 
-    def _loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+    def losses(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Evidence lower bounds, their signs changed."""
+        losses_B: Tensor = self.model(*batch, self.kl_weight)
+        return losses_B
+
+    def mean(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        """The mean of those."""
         weights = {**self.frozen, **parameters}
         losses_K: Tensor = functional_call(self.model, weights, (*batch, self.kl_weight))
         return losses_K.mean()
@@ -126,6 +165,7 @@ class GanLoss(PatientTask):
         private: The parameters of its discriminator that are trained.
         views: Where images come from.
         drawn: Images drawn of each condition.
+        mode: See `PatientTask`.
     """
 
     def __init__(
@@ -135,10 +175,11 @@ class GanLoss(PatientTask):
         views: PatientViews,
         *,
         drawn: int,
+        mode: GradSampleMode = "auto",
     ) -> None:
-        """Part the weights into those that are trained and those that are not."""
-        self.model, self.private, self.views, self.drawn = model, private, views, drawn
-        self.frozen = _frozen(model, private)
+        """Take the model; nothing is drawn yet."""
+        self.model, self.drawn = model, drawn
+        super().__init__(model, model.discriminator, private, views, mode)
         # Apart from the draws of the views, of which there are more or fewer as patients are.
         self.draws = np.random.default_rng()
         self._table_CD: dict[str, Tensor] = {}
@@ -148,10 +189,19 @@ class GanLoss(PatientTask):
         """Images and conditions."""
         return self.views.of(indices_P)
 
-    def loss(self) -> PatientLoss:
+    def loss(self) -> PatientLoss | HookedLoss:
         """Draw images of every condition and make the table of their gradients."""
         self._table_CD, self._checked = self._checked or self.table()[0], None
-        return lambda parameters, batch: self._mean(parameters, batch, drawn=False)
+        return super().loss()
+
+    def losses(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """What the discriminator pays for real images."""
+        losses_B: Tensor = self.model(*batch)
+        return GAN_SCALE * losses_B
+
+    def mean(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        """The mean of those."""
+        return self._mean(parameters, batch, drawn=False)
 
     def addend(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
         """The rows of the table of patients' conditions, averaged over their views."""

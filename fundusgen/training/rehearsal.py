@@ -209,6 +209,7 @@ def _timed(
         noise=SecureNoise() if study.privacy.noise == "secure" else FastNoise(),
         device=device,
         batch_patients=settings.batch_patients,
+        grad_sample_mode=settings.grad_sample_mode,
     )
     prepared_s = time.perf_counter() - began_s
     first_s = _step_s(prepared, device)

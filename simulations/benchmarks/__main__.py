@@ -18,6 +18,7 @@ from simulations.benchmarks.child import ONE_CORE, Row, at_least, rows_of_child
 # Those that speak of one core get one thread; the others set their own.
 BENCHMARKS: dict[str, Mapping[str, str]] = {
     "dp_step": {},
+    "grad_sample": {},
     "data": ONE_CORE,
     "phantom": ONE_CORE,
     "generation": {},

@@ -23,7 +23,6 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fundusgen.data.patients import PatientDataset
 from fundusgen.environment import KEEP_MEMORY
@@ -31,11 +30,12 @@ from fundusgen.models.gan import GAN
 from fundusgen.models.vae import VAE
 from fundusgen.privacy.clipping import PatientLoss
 from fundusgen.privacy.dpsgd import Addend, DPSGDSettings, PatientSGD
+from fundusgen.privacy.hooks import HookedLoss
 from fundusgen.privacy.noise import SecureNoise, add_gaussian_noise
 from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.site import SiteSettings
 from fundusgen.training.learners import loss_of_discriminator
-from fundusgen.training.patient_loss import GanLoss, PatientViews
+from fundusgen.training.patient_loss import GanLoss, PatientViews, VaeLoss
 
 PATIENTS, IMAGE_SIZE_PX, THREADS, TURNS = 64, 64, 2, 9
 # As a site has it that sets nothing.
@@ -50,8 +50,8 @@ class Subject:
     """A network to measure.
 
     Attributes:
-        module: The network; a patient's loss runs it by `torch.func.functional_call`.
-        loss: Makes the mean loss of one patient for a step, as `PatientSGD` takes it.
+        module: The network.
+        loss: Makes the loss for a step, as `PatientSGD` takes it.
         plain_loss: Mean loss of a whole batch, as ordinary training takes it.
         batch: The batch's tensors, patients first.
         subset: Pattern over the names of a private subset of the parameters.
@@ -59,7 +59,7 @@ class Subject:
     """
 
     module: nn.Module
-    loss: Callable[[], PatientLoss]
+    loss: Callable[[], PatientLoss | HookedLoss]
     plain_loss: Callable[[tuple[Tensor, ...]], Tensor]
     batch: tuple[Tensor, ...]
     subset: str
@@ -79,17 +79,15 @@ def measure() -> list[Row]:
     """Measure in this process."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    subject = vae_subject(width=16)
-    every = dict(subject.module.named_parameters())
-    part = {name: every[name] for name in every if fnmatchcase(name, subject.subset)}
+    every, part = vae_subject("*", width=16), vae_subject("decoder.*modulation*", width=16)
     count, share = _count(every), f"{_count(part) / _count(every):.1%}"
-    all_dp, all_plain = _compare(subject, every)
-    part_dp, part_plain = _compare(subject, part)
-    whole_dp, whole_plain = _compare(subject, part, physical_batch=PATIENTS)
-    noise_share, noise_ms = _noise_share(vae_subject(width=12))
-    (judge, (judge_dp, judge_plain)), (votes, (votes_dp, votes_plain)) = (
-        _compare_discriminator(pattern) for pattern in ("discriminator.*", "discriminator.*vote.*")
-    )
+    all_dp, all_plain = _compare(every)
+    part_dp, part_plain = _compare(part)
+    whole_dp, whole_plain = _compare(part, physical_batch=PATIENTS)
+    noise_share, noise_ms = _noise_share(vae_subject("*", width=12))
+    judge, votes = gan_subject("discriminator.*"), gan_subject("discriminator.*vote.*")
+    judge_dp, judge_plain = _compare(judge, physical_batch=PATIENTS)
+    votes_dp, votes_plain = _compare(votes, physical_batch=PATIENTS)
     judges = f"discriminator, all of {_count(judge)}"
     return [
         _row(f"DP step over plain step, all of {count}", _ratio(all_dp, all_plain), "x", 2.0),
@@ -114,7 +112,7 @@ def measure() -> list[Row]:
     ]  # fmt: skip
 
 
-def vae_subject(width: int) -> Subject:
+def vae_subject(subset: str, width: int) -> Subject:
     """Build the project's VAE at 64 px: width 16 has 0.5 million parameters, 12 has 0.3."""
     latent, conditions = 32, 6
     module = VAE(image_size=IMAGE_SIZE_PX, conditions=conditions, width=width, latent=latent)
@@ -123,17 +121,13 @@ def vae_subject(width: int) -> Subject:
         torch.randint(0, conditions, (PATIENTS, 1)),
         torch.randn(PATIENTS, 1, latent),
     )
-    frozen = {name: tensor.detach() for name, tensor in module.named_parameters()}
-
-    def loss(parameters: Mapping[str, Tensor], patient: tuple[Tensor, ...]) -> Tensor:
-        losses_K: Tensor = functional_call(module, {**frozen, **parameters}, patient)
-        return losses_K.mean()
+    task = VaeLoss(module, _private(module, subset), _nobody(), kl_weight=1.0)
 
     def plain_loss(batch: tuple[Tensor, ...]) -> Tensor:
         losses_B: Tensor = module(*(tensor.flatten(0, 1) for tensor in batch))
         return losses_B.mean()
 
-    return Subject(module, lambda: loss, plain_loss, batch, "decoder*modulation*")
+    return Subject(module, task.loss, plain_loss, batch, subset)
 
 
 def gan_subject(subset: str, width: int = 27) -> Subject:
@@ -148,10 +142,8 @@ def gan_subject(subset: str, width: int = 27) -> Subject:
     )  # fmt: skip
     real = torch.rand(PATIENTS, 1, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX) * 2 - 1
     batch = (real, torch.randint(0, conditions, (PATIENTS, 1)))
-    private = {n: p for n, p in module.named_parameters() if fnmatchcase(n, subset)}
-    nobody = PatientDataset(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), [])
-    views = PatientViews(nobody, 1, torch.device("cpu"))
-    task = GanLoss(module, private, views, drawn=PATIENTS // conditions)
+    private = _private(module, subset)
+    task = GanLoss(module, private, _nobody(), drawn=PATIENTS // conditions)
 
     def plain_loss(batch: tuple[Tensor, ...]) -> Tensor:
         images, conditions_B = (tensor.flatten(0, 1) for tensor in batch)
@@ -162,23 +154,25 @@ def gan_subject(subset: str, width: int = 27) -> Subject:
     return Subject(module, task.loss, plain_loss, batch, subset, task.addend)
 
 
+def _private(module: nn.Module, subset: str) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in module.named_parameters() if fnmatchcase(n, subset)}
+
+
+def _nobody() -> PatientViews:
+    """Where a task would take its batches from; here they are made beforehand."""
+    nobody = PatientDataset(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), [])
+    return PatientViews(nobody, 1, torch.device("cpu"))
+
+
 def _compare(
-    subject: Subject, parameters: Mapping[str, Tensor], physical_batch: int = DEFAULT_BATCH
+    subject: Subject, physical_batch: int = DEFAULT_BATCH
 ) -> tuple[list[float], list[float]]:
+    parameters = _private(subject.module, subject.subset)
     trained = {id(tensor) for tensor in parameters.values()}
     for tensor in subject.module.parameters():
         tensor.requires_grad_(id(tensor) in trained)
     dp_step = _dp_step(subject, parameters, physical_batch)
     return _take_turns(dp_step, _plain_step(subject, parameters))
-
-
-def _compare_discriminator(
-    subset: str,
-) -> tuple[Mapping[str, Tensor], tuple[list[float], list[float]]]:
-    subject = gan_subject(subset)
-    named = subject.module.named_parameters()
-    private = {name: tensor for name, tensor in named if fnmatchcase(name, subset)}
-    return private, _compare(subject, private, physical_batch=PATIENTS)
 
 
 def _dp_step(
@@ -234,8 +228,10 @@ def _take_turns(first: Step, second: Step) -> tuple[list[float], list[float]]:
     return [a for a, _ in times], [b for _, b in times]
 
 
-def _count(parameters: Mapping[str, Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters.values())
+def _count(subject: Subject) -> int:
+    """Number of private parameters."""
+    private = _private(subject.module, subject.subset)
+    return sum(parameter.numel() for parameter in private.values())
 
 
 def _seconds(step: Step) -> float:

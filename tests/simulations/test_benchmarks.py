@@ -8,7 +8,7 @@ import torch
 from opacus import GradSampleModule
 
 from fundusgen.models.losses import loss_on_drawn, loss_on_real
-from simulations.benchmarks import budget, client_memory, digits, dp_step
+from simulations.benchmarks import budget, client_memory, digits, dp_step, grad_sample
 
 
 @pytest.mark.slow
@@ -69,7 +69,22 @@ def test_the_frechet_distance_is_that_of_gaussians() -> None:
 
 def test_a_discriminators_step_is_measured_beside_its_plain_one(monkeypatch) -> None:
     monkeypatch.setattr(dp_step, "TURNS", 1)
-    private, (dp_s, plain_s) = dp_step._compare_discriminator("discriminator.*vote.*")
-    assert private
-    assert all(name.startswith("discriminator.") for name in private)
+    subject = dp_step.gan_subject("discriminator.*vote.*")
+    dp_s, plain_s = dp_step._compare(subject)
+    assert dp_step._count(subject) < dp_step._count(dp_step.gan_subject("discriminator.*"))
     assert min(*dp_s, *plain_s) > 0
+
+
+def test_all_ways_to_patients_gradients_are_timed_over_the_plain_one() -> None:
+    rows = grad_sample.measure(patients=2, turns=1)
+    assert len(rows) == 4 * 6
+    assert all(row["value"] > 0 for row in rows)
+
+
+def test_a_way_that_gives_other_sums_is_not_timed(monkeypatch) -> None:
+    subject = grad_sample.subjects(2)[1]
+    clipped = grad_sample._vmap(subject)
+    wrong = {name: total * 1.01 for name, total in clipped.items()}
+    monkeypatch.setattr(grad_sample, "_vmap", lambda _: wrong)
+    with pytest.raises(ArithmeticError, match="vmap is .* away"):
+        grad_sample.ways(subject)

@@ -13,7 +13,9 @@ from fundusgen.errors import ModelError
 from fundusgen.models.factory import build_model, private_names
 from fundusgen.models.gan import GAN
 from fundusgen.privacy.clipping import PatientLoss, clipped_sum, per_patient_gradients
+from fundusgen.privacy.hooks import HookedLoss
 from fundusgen.privacy.noise import FastNoise
+from fundusgen.site import GradSampleMode
 from fundusgen.study import Study
 from fundusgen.training.generator_steps import GeneratorReport, GeneratorTraining
 from fundusgen.training.local import load_model, prepare_round, train_round
@@ -46,13 +48,24 @@ def gan(chosen: Study) -> GAN:
     return model
 
 
-def task_of(model: GAN, private: list[str], site: PatientDataset, drawn: int) -> GanLoss:
+def task_of(
+    model: GAN,
+    private: list[str],
+    site: PatientDataset,
+    drawn: int,
+    mode: GradSampleMode = "auto",
+    views: int = 1,
+) -> GanLoss:
     parameters = {name: model.get_parameter(name) for name in private_names(model, private)}
-    return GanLoss(model, parameters, PatientViews(site, 1, torch.device("cpu")), drawn=drawn)
+    seen = PatientViews(site, views, torch.device("cpu"))
+    return GanLoss(model, parameters, seen, drawn=drawn, mode=mode)
 
 
 def rows_of(
-    task: GanLoss, loss: PatientLoss, batch: tuple[torch.Tensor, ...], size: int | None = None
+    task: GanLoss,
+    loss: PatientLoss | HookedLoss,
+    batch: tuple[torch.Tensor, ...],
+    size: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """What a step clips: patients' gradients, with what is added to them."""
     rows, _ = per_patient_gradients(loss, task.private, batch, fixed_size=size)
@@ -63,12 +76,13 @@ def rows_of(
     return rows
 
 
+@pytest.mark.parametrize("mode", ["vmap", "hooks"])
 @pytest.mark.parametrize("private", [["discriminator.*"], ["discriminator.*vote.*"]])
 def test_a_patients_gradient_is_that_of_their_image_and_of_drawn_ones_of_their_condition(
-    private: list[str], monkeypatch
+    private: list[str], mode: GradSampleMode, monkeypatch
 ) -> None:
     model, site = gan(study()), patients(5)
-    task = task_of(model, private, site, drawn=3)
+    task = task_of(model, private, site, drawn=3, mode=mode)
     remembered = task._drawn()
     monkeypatch.setattr(task, "_drawn", lambda: remembered)
     rows = rows_of(task, task.loss(), task.load(np.arange(5)))
@@ -86,6 +100,7 @@ def test_a_patients_gradient_is_that_of_their_image_and_of_drawn_ones_of_their_c
 
 @settings(max_examples=25, deadline=None)
 @given(
+    mode=st.sampled_from(["vmap", "hooks"]),
     count=st.integers(1, 7),
     drawn=st.integers(1, 9),
     left_out=st.integers(0, 6),
@@ -93,13 +108,13 @@ def test_a_patients_gradient_is_that_of_their_image_and_of_drawn_ones_of_their_c
     bound=st.sampled_from([0.01, 1.0, 50.0]),
 )
 def test_removing_a_patient_moves_the_clipped_sum_by_the_bound_at_most(
-    count: int, drawn: int, left_out: int, scale: float, bound: float
+    mode: GradSampleMode, count: int, drawn: int, left_out: int, scale: float, bound: float
 ) -> None:
     model = gan(study())
     with torch.no_grad():
         model.discriminator.patch_vote.weight.mul_(scale)
         model.generator.root.weight.mul_(scale)
-    task = task_of(model, ["discriminator.*"], patients(count), drawn)
+    task = task_of(model, ["discriminator.*"], patients(count), drawn, mode)
     loss, everyone = task.loss(), np.arange(count)
 
     def summed(indices: NDArray[np.int64]) -> torch.Tensor:
@@ -139,13 +154,15 @@ def test_each_step_draws_images_anew() -> None:
     assert (one != other).any()
 
 
-def round_of(chosen: Study) -> tuple[dict[str, NDArray[np.float32]], dict[str, torch.Tensor]]:
+def round_of(
+    chosen: Study, mode: GradSampleMode = "auto"
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, torch.Tensor]]:
     sent = {name: value.numpy().copy() for name, value in gan(chosen).state_dict().items()}
     model = load_model(chosen, sent)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prepared = prepare_round(
         chosen, model, patients(9), round_number=1, noise_multiplier=1.0, declared_patients=9,
-        noise=FastNoise(), device=torch.device("cpu"), batch_patients=4,
+        noise=FastNoise(), device=torch.device("cpu"), batch_patients=4, grad_sample_mode=mode,
     )  # fmt: skip
     return train_round(prepared), before
 
@@ -156,9 +173,10 @@ def test_a_round_sends_the_private_part_of_the_discriminator_and_nothing_else() 
     assert all((reply[name] != before[name].numpy()).any() for name in reply)
 
 
-def test_sites_that_train_the_generator_send_it_too() -> None:
+@pytest.mark.parametrize("mode", ["vmap", "hooks"])
+def test_sites_that_train_the_generator_send_it_too(mode: GradSampleMode) -> None:
     chosen = study(generator="sites", generator_steps=2, accuracy_floor=0.0)
-    reply, before = round_of(chosen)
+    reply, before = round_of(chosen, mode)
     changed = [name for name in reply if (reply[name] != before[name].numpy()).any()]
     assert {name.split(".")[0] for name in changed} == {"discriminator", "generator"}
     assert "generator.root.weight" in changed
@@ -186,15 +204,15 @@ def test_the_noise_in_a_reply_is_what_the_server_takes_it_to_be() -> None:
     assert abs(moved.mean()) < 0.05 * expected
 
 
+@pytest.mark.parametrize("mode", ["vmap", "hooks"])
 @pytest.mark.parametrize("views", [1, 3])
 def test_one_patient_less_leaves_the_others_gradients_as_they_are_to_the_last_bit(
-    views: int,
+    views: int, mode: GradSampleMode
 ) -> None:
     model, site = gan(study()), patients(7)
     with torch.no_grad():
         model.discriminator.patch_vote.weight.mul_(1e4)
-    parameters = {f"discriminator.{n}": p for n, p in model.discriminator.named_parameters()}
-    task = GanLoss(model, parameters, PatientViews(site, views, torch.device("cpu")), drawn=5)
+    task = task_of(model, ["discriminator.*"], site, drawn=5, mode=mode, views=views)
     loss, batch = task.loss(), task.load(np.arange(7))
 
     def rows(kept: list[int]) -> dict[str, torch.Tensor]:
