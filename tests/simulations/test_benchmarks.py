@@ -86,5 +86,5 @@ def test_a_way_that_gives_other_sums_is_not_timed(monkeypatch) -> None:
     clipped = grad_sample._vmap(subject)
     wrong = {name: total * 1.01 for name, total in clipped.items()}
     monkeypatch.setattr(grad_sample, "_vmap", lambda _: wrong)
-    with pytest.raises(ArithmeticError, match="vmap is .* away"):
+    with pytest.raises(ArithmeticError, match=r"vmap is .* away"):
         grad_sample.ways(subject)
