@@ -21,6 +21,7 @@ from fundusgen.federation.weights import Weights, average, mixed
 from fundusgen.models.factory import build_model
 from fundusgen.models.generator import Generator, save_generator
 from fundusgen.models.vae import VAE
+from fundusgen.pixels import to_network
 from fundusgen.report.card import write_card
 from fundusgen.report.page import write_report
 from fundusgen.report.pictures import contact_sheet, draw_sheet, save_png
@@ -332,5 +333,5 @@ def _phantoms(study: Study) -> tuple[torch.Tensor, torch.Tensor] | None:
         return None
     # Of another seed than those that a prior learns from.
     images_NSSC, conditions_N = study_phantoms(study, study.evaluation.phantoms, study.seed + 1)
-    images = torch.from_numpy(images_NSSC).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return images.contiguous(), torch.from_numpy(conditions_N)
+    images = to_network(torch.from_numpy(images_NSSC)).contiguous()
+    return images, torch.from_numpy(conditions_N)

@@ -30,6 +30,7 @@ from fundusgen.data.conditions import CONDITIONS, condition_of
 from fundusgen.data.manifest import ManifestSettings, read_manifest
 from fundusgen.data.problems import RowProblem, write_problems
 from fundusgen.errors import ManifestError, StudyError
+from fundusgen.pixels import to_network
 
 
 class PatientDataset:
@@ -141,7 +142,8 @@ class PatientDataset:
             rounds = -(-views_per_patient // len(images))
             order = np.concatenate([rng.permutation(images) for _ in range(rounds)])
             chosen_PK[row] = order[:views_per_patient]
-        images_PKCHW = as_model_images(self.pixels(chosen_PK))
+        pixels_PKSSC = np.ascontiguousarray(self.pixels(chosen_PK))
+        images_PKCHW = to_network(torch.from_numpy(pixels_PKSSC)).contiguous()
         return images_PKCHW, torch.from_numpy(self.conditions_N[chosen_PK])
 
     def subset(self, image_indices: NDArray[np.int64]) -> "PatientDataset":
@@ -242,19 +244,6 @@ def load_patients(
         left_out,
         hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     )
-
-
-def as_model_images(pixels_XHWC: NDArray[np.uint8]) -> Tensor:
-    """Turn stored pixels into what models take.
-
-    Args:
-        pixels_XHWC: uint8, any number of leading axes.
-
-    Returns:
-        float32, channels before height and width, from -1 to 1.
-    """
-    images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels_XHWC, -1, -3)))
-    return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def _check_conditions(conditions: Sequence[str]) -> None:

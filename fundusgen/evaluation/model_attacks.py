@@ -23,6 +23,7 @@ from fundusgen.models.factory import Model, build_model, load_weights
 from fundusgen.models.gan import GAN
 from fundusgen.models.generator import WEIGHTS_FILE, Generator
 from fundusgen.models.vae import VAE
+from fundusgen.pixels import to_network
 from fundusgen.study import Study
 
 _BATCH = 64
@@ -151,8 +152,7 @@ def _batches(study: Study, images: ImageSet) -> list[tuple[Tensor, Tensor]]:
             remedy="Frame them at the study's size, and leave out what it does not generate",
         )
     conditions_N = torch.tensor([names.index(name) for name in images.conditions_N])
-    levels_NSSC = torch.from_numpy(np.ascontiguousarray(images.images_NSSC))
-    scaled_NCSS = levels_NSSC.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+    scaled_NCSS = to_network(torch.from_numpy(np.ascontiguousarray(images.images_NSSC)))
     return list(
         zip(torch.split(scaled_NCSS, _BATCH), torch.split(conditions_N, _BATCH), strict=True)
     )

@@ -17,6 +17,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fundusgen.errors import ModelError
 from fundusgen.models.factory import build_model, load_weights
+from fundusgen.pixels import from_network
 from fundusgen.storage import write_atomically, write_json
 from fundusgen.study import Study, parse_study
 
@@ -189,6 +190,5 @@ class Generator:
     def _images(self, noise_NZ: NDArray[np.float32], index: int) -> NDArray[np.uint8]:
         conditions_N = torch.full((len(noise_NZ),), index, device=self.device)
         images_NCSS = self._model.draw(torch.from_numpy(noise_NZ).to(self.device), conditions_N)
-        levels = ((images_NCSS + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        images_NSSC: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        images_NSSC: NDArray[np.uint8] = from_network(images_NCSS).cpu().numpy()
         return images_NSSC

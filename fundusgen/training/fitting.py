@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fundusgen.federation.weights import Weights
 from fundusgen.models.factory import Model, build_model, load_weights
 from fundusgen.models.gan import GAN
+from fundusgen.pixels import to_network
 from fundusgen.study import Study
 from fundusgen.training.learners import learner_for
 from fundusgen.training.sliced_distance import sliced_distance
@@ -167,8 +168,8 @@ class _Batches:
         return self._chosen(torch.arange(min(count, len(self.conditions_N))))
 
     def _chosen(self, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
-        images = self.images_NSSC[chosen_B].permute(0, 3, 1, 2).to(self.device, torch.float32)
-        return images.div_(127.5).sub_(1), self.conditions_N[chosen_B].to(self.device)
+        images = to_network(self.images_NSSC[chosen_B], self.device)
+        return images, self.conditions_N[chosen_B].to(self.device)
 
 
 class _Watch:

@@ -20,6 +20,7 @@ from fundusgen.models.discriminator import Discriminator
 from fundusgen.models.factory import load_weights
 from fundusgen.models.gan import GAN
 from fundusgen.models.losses import loss_of_generator
+from fundusgen.pixels import to_network
 from fundusgen.study import AdversarialLoss, GANSettings
 from fundusgen.training.learners import (
     BETAS,
@@ -86,8 +87,8 @@ class PublicCritic:
         """Phantoms (B, 3, S, S) in [-1, 1] and their conditions (B,)."""
         chosen_B = torch.randint(len(self.conditions_N), (count,), generator=draws)
         device = next(self.discriminator.parameters()).device
-        images = self.images_NSSC[chosen_B].permute(0, 3, 1, 2).to(device, torch.float32)
-        return images.div_(127.5).sub_(1), self.conditions_N[chosen_B].to(device)
+        images = to_network(self.images_NSSC[chosen_B], device)
+        return images, self.conditions_N[chosen_B].to(device)
 
     def learn(self, phantoms: Tensor, drawn: Tensor, conditions_B: Tensor) -> None:
         """Take a step on phantoms and drawn images of the same conditions."""

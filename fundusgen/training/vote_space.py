@@ -26,6 +26,7 @@ from fundusgen.phantom.population import collection_phantom
 from fundusgen.phantom.reading import PARAMETERS, parameters_of
 from fundusgen.phantom.render import render_as_right
 from fundusgen.phantom.workers import ordered_map
+from fundusgen.pixels import to_network
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study
 
@@ -121,8 +122,7 @@ def _drawn(image_size: int, start: int) -> tuple[NDArray[np.uint8], NDArray[np.f
 
 
 def _pixels(images_NSSC: NDArray[np.uint8]) -> torch.Tensor:
-    images = torch.from_numpy(np.ascontiguousarray(images_NSSC)).permute(0, 3, 1, 2)
-    return images.contiguous().to(torch.float32) / 127.5 - 1
+    return to_network(torch.from_numpy(np.ascontiguousarray(images_NSSC))).contiguous()
 
 
 def _digest(image_size: int) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fundusgen.data.patients import PatientDataset
 from fundusgen.federation.weights import Weights
+from fundusgen.pixels import to_network
 from fundusgen.privacy.noise import NoiseSource
 from fundusgen.privacy.votes import NOBODY, VoteSettings, ballot, noisy_tally
 from fundusgen.training.poll import VOTES, Poll
@@ -111,6 +112,6 @@ def _features(vote: PreparedVote, images_M: NDArray[np.int64]) -> NDArray[np.flo
     parts = []
     for start in range(0, len(images_M), _IMAGES):
         pixels = torch.from_numpy(vote.patients.pixels(images_M[start : start + _IMAGES]))
-        images = pixels.permute(0, 3, 1, 2).to(vote.device, torch.float32) / 127.5 - 1
-        parts.append(vote.poll.encoder(images.contiguous()).double().cpu().numpy())
+        images = to_network(pixels, vote.device).contiguous()
+        parts.append(vote.poll.encoder(images).double().cpu().numpy())
     return np.concatenate(parts)

@@ -11,6 +11,7 @@ REPOSITORY = Path(__file__).parents[2]
 ALLOWED = {
     "fundusgen.errors": set(),
     "fundusgen.storage": {"fundusgen.errors"},
+    "fundusgen.pixels": set(),
     "fundusgen.logs": set(),
     "fundusgen.code": {"fundusgen.errors"},
     "fundusgen.guardian": set(),
@@ -25,8 +26,18 @@ ALLOWED = {
         "fundusgen.storage",
         "fundusgen.study",
     },
-    "fundusgen.models": {"fundusgen.errors", "fundusgen.storage", "fundusgen.study"},
-    "fundusgen.data": {"fundusgen.errors", "fundusgen.storage", "fundusgen.study"},
+    "fundusgen.models": {
+        "fundusgen.errors",
+        "fundusgen.pixels",
+        "fundusgen.storage",
+        "fundusgen.study",
+    },
+    "fundusgen.data": {
+        "fundusgen.errors",
+        "fundusgen.pixels",
+        "fundusgen.storage",
+        "fundusgen.study",
+    },
     "fundusgen.phantom": {"fundusgen.errors", "fundusgen.storage", "fundusgen.study"},
     "fundusgen.phantom.site": {"fundusgen.data", "fundusgen.phantom", "fundusgen.errors"},
     "fundusgen.privacy": {
@@ -41,6 +52,7 @@ ALLOWED = {
         "fundusgen.errors",
         "fundusgen.models",
         "fundusgen.phantom",
+        "fundusgen.pixels",
         "fundusgen.storage",
         "fundusgen.study",
     },
