@@ -184,6 +184,9 @@ class VotesStage(Settings):
             parameter space: 0 not at all, 1 as far as any two phantoms.
         trusted_ancestors: Effective number of winners of a condition that have half the say in it;
             the other half is that of the winners of all conditions, drawn with its disease.
+        appearance_share: Share of a ballot, by the square of its length, in which patients say how
+            their photographs look (light, colour, texture); phantoms are then developed alike.
+            0 asks for votes alone.
         refit_phantoms: Phantoms of the voted population that the model is refitted on.
         refit_steps: Most steps of that.
     """
@@ -193,6 +196,7 @@ class VotesStage(Settings):
     nearest: Annotated[int, Field(ge=1, le=1000)] = 1
     variation: Annotated[float, Field(ge=0, le=1)] = 0.3
     trusted_ancestors: Annotated[float, Field(ge=0, le=1000)] = 2.0
+    appearance_share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
     refit_phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
     refit_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1500
 

@@ -33,7 +33,7 @@ from fundusgen.training.population import save_population
 from fundusgen.training.prior import load_prior
 from server.generator import GeneratorServer
 from server.optimizer import server_step, variance_of_average
-from server.voting import Voting
+from server.voting import SiteVotes, Voting
 
 log = logging.getLogger("fundusgen.server")
 
@@ -129,7 +129,7 @@ class Postprocess:
     def finish_vote(
         self,
         round_number: int,
-        votes: Sequence[tuple[Weights, float]],
+        votes: Sequence[SiteVotes],
         *,
         sites: list[dict[str, object]],
         seconds: float,
@@ -138,7 +138,7 @@ class Postprocess:
 
         Args:
             round_number: The round, which is the number of the vote.
-            votes: Reply and noise multiplier of each site that counts.
+            votes: Of each site that counts.
             sites: An entry for every site that said something.
             seconds: Of the round so far.
 
@@ -162,7 +162,7 @@ class Postprocess:
         )
         entry: dict[str, object] = {
             "round": round_number, "stage": "votes", "elected": tally.elected,
-            "undecided": list(tally.undecided),
+            "undecided": list(tally.undecided), "appearance": tally.appearance,
         }  # fmt: skip
         self._append_metrics(entry, sites, seconds)
         self._draw_winners(voting, round_number)

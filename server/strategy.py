@@ -27,9 +27,10 @@ from fundusgen.federation.weights import Weights, digest, distance, outliers, re
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.study import Study
 from fundusgen.training.mechanisms import noise_of_reply
-from fundusgen.training.poll import VOTES
+from fundusgen.training.poll import reply_shapes
 from server.postprocess import Postprocess
 from server.receipts import ReceiptBook
+from server.voting import SiteVotes
 
 log = logging.getLogger("fundusgen.server")
 
@@ -167,7 +168,14 @@ class StudyStrategy(Strategy):
         sites = [_entry(reply) for reply in accepted] + left_out
         seconds = time.monotonic() - self._started_s
         if self.study.stage_of(server_round) == "votes":
-            votes = [(reply.weights, reply.receipt.event.noise_multiplier) for reply in accepted]
+            votes = [
+                SiteVotes(
+                    reply.weights,
+                    reply.receipt.event.noise_multiplier,
+                    reply.receipt.declared_patients,
+                )
+                for reply in accepted
+            ]
             return self.postprocess.finish_vote(server_round, votes, sites=sites, seconds=seconds)
         replies = [(self._share(reply.receipt), reply.weights) for reply in accepted]
         noises = [
@@ -293,14 +301,16 @@ class StudyStrategy(Strategy):
     def _comparable(self, request: Request) -> Weights:
         """What a reply must be like, and from which its length is measured."""
         if request.stage == "votes":
-            return {VOTES: np.zeros(self.study.votes.candidates, np.float32)}
+            shapes = reply_shapes(self.study.votes)
+            return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         return {name: request.weights[name] for name in self.private}
 
     def _length(self, reply: Accepted) -> float:
         """How long a reply is beside others, for its site: all patients may have voted alike."""
         receipt = reply.receipt
         if receipt.stage == "votes":
-            noise = receipt.event.noise_multiplier * math.sqrt(self.study.votes.candidates)
+            entries = sum(count for (count,) in reply_shapes(self.study.votes).values())
+            noise = receipt.event.noise_multiplier * math.sqrt(entries)
             return reply.update_norm / (receipt.declared_patients + noise)
         return reply.update_norm * self._share(receipt)
 

@@ -8,12 +8,15 @@ that the whole evolution can be followed afterwards.
     votes/poll-NNNN.*           candidates of a vote: features and conditions, and lineages
     votes/tally-NNNN.*          the sum of the sites' noisy votes, and who stood out
 
-Axis letters: N candidates, D features, S side of the image.
+Where patients also say how their photographs look, phantoms are developed alike from the second
+vote on (`fundusgen.training.appearance`): then votes choose by what is on them.
+
+Axis letters: N candidates, D features, S side of the image, A numbers of an appearance.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +29,18 @@ from fundusgen.errors import RunError
 from fundusgen.federation.weights import Weights
 from fundusgen.models.encoder import ParameterEncoder
 from fundusgen.phantom.reading import PARAMETERS
+from fundusgen.privacy.moments import Moments, moments
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_atomically, write_json
 from fundusgen.study import Study
+from fundusgen.training.appearance import (
+    NUMBERS,
+    Development,
+    Units,
+    appearance_of,
+    development,
+    units_of,
+)
 from fundusgen.training.evolution import (
     Generation,
     Parents,
@@ -38,10 +50,28 @@ from fundusgen.training.evolution import (
     parents_of,
     result_of,
 )
-from fundusgen.training.poll import VOTES, poll_arrays
+from fundusgen.training.poll import APPEARANCE, VOTES, poll_arrays, reply_shapes, units_in
 from fundusgen.training.population import VotedPopulation, described, generation_of
 from fundusgen.training.vote_space import encoded
 from server.preparation import ENCODER_FILE
+
+# Phantoms like the winners, from which is measured how they look.
+_LOOKED_AT = 512
+
+
+@dataclass(frozen=True, eq=False)
+class SiteVotes:
+    """What a site said in a vote, and what is known of it.
+
+    Attributes:
+        reply: Its arrays.
+        noise_multiplier: Standard deviation of the noise in each of their entries.
+        declared_patients: The number of its patients, as it makes it public.
+    """
+
+    reply: Weights
+    noise_multiplier: float
+    declared_patients: int
 
 
 @dataclass(frozen=True)
@@ -51,14 +81,19 @@ class Tally:
     Attributes:
         vote: Its number, from 1.
         deviation: Standard deviation of the noise of all sites on each candidate.
+        patients: Declared patients of all sites that voted.
         elected: Candidates that stood out of it.
         undecided: Conditions in which nobody did.
+        appearance: What this vote and those before tell of how photographs look: the standard
+            deviation of the noise in a mean, over that among phantoms; None where not asked.
     """
 
     vote: int
     deviation: float
+    patients: int
     elected: int
     undecided: tuple[str, ...]
+    appearance: float | None
 
 
 class Voting:
@@ -73,6 +108,7 @@ class Voting:
         """Find what earlier votes left."""
         self.study = study
         self.folder = run.votes
+        self._developments: dict[int, Development] = {}
 
     def poll(self, vote: int) -> Weights:
         """Return what the sites are asked: the same bytes however often.
@@ -88,29 +124,39 @@ class Voting:
         # The JSON is written last: without it there is no poll yet, and nobody was asked.
         if not about.is_file():
             generation = self._generation(vote)
-            images = self._population(generation).images(generation.lineages)
-            features = encoded(self._encoder(), images)
-            poll = poll_arrays(features, generation.conditions_N, self._weights())
+            plain_NSSC = self._population(generation).images(generation.lineages)
+            images_NSSC = self._as_patients_look(plain_NSSC, vote)
+            features = encoded(self._encoder(), images_NSSC)
+            units = self._units(plain_NSSC if vote == 1 else None)
+            poll = poll_arrays(features, generation.conditions_N, self._weights(), units)
             write_atomically(arrays, save(poll))
             write_json(about, described(generation))
         return _arrays(arrays)
 
-    def count(self, vote: int, votes: Sequence[tuple[Weights, float]]) -> Tally:
+    def count(self, vote: int, votes: Sequence[SiteVotes]) -> Tally:
         """Add up the sites' noisy votes, and keep what came of it.
 
         Args:
             vote: Its number.
-            votes: Reply and noise multiplier of each site.
+            votes: Of each site.
         """
-        total_N = sum(reply[VOTES].astype(np.float64) for reply, _ in votes)
-        deviation = float(np.sqrt(sum(noise**2 for _, noise in votes)))
+        totals = {
+            name: np.sum([site.reply[name].astype(np.float64) for site in votes], axis=0)
+            for name in reply_shapes(self.study.votes)
+        }
+        deviation = float(np.sqrt(sum(site.noise_multiplier**2 for site in votes)))
+        patients = sum(site.declared_patients for site in votes)
         generation = self._asked(vote)
-        result = result_of(np.asarray(total_N), deviation, generation.conditions_N)
+        result = result_of(totals[VOTES], deviation, generation.conditions_N)
         undecided = tuple(self.study.conditions[place] for place in result.undecided)
-        tally = Tally(vote, deviation, int(np.count_nonzero(result.heard_N)), undecided)
         path = self._file("tally", vote)
-        write_atomically(path, save({VOTES: np.asarray(total_N)}))
+        write_atomically(path, save(totals))
+        elected = int(np.count_nonzero(result.heard_N))
+        tally = Tally(vote, deviation, patients, elected, undecided, None)
         write_json(path.with_suffix(".json"), asdict(tally))
+        if self.study.votes.appearance_share:
+            tally = replace(tally, appearance=self._moments(vote).mean_deviation)
+            write_json(path.with_suffix(".json"), asdict(tally))
         return tally
 
     def population(self, vote: int) -> VotedPopulation:
@@ -121,7 +167,17 @@ class Voting:
         """
         asked, result = self._asked(vote), self._result(vote)
         parents = parents_of(self.study, asked, result)
-        return self._population(parents.generation, parents.shares_N)
+        population = self._population(parents.generation, parents.shares_N)
+        if not self.study.votes.appearance_share:
+            return population
+        if vote not in self._developments:
+            conditions_N = np.arange(_LOOKED_AT, dtype=np.int64) % len(self.study.conditions)
+            children = population.lineages(conditions_N, self.study.seed)
+            appearance_NA = appearance_of(population.images(children))
+            self._developments[vote] = development(
+                appearance_NA, self._moments(vote), self._known_units()
+            )
+        return replace(population, development=self._developments[vote])
 
     def _population(
         self, generation: Generation, shares_N: NDArray[np.float64] | None = None
@@ -131,6 +187,44 @@ class Voting:
         return VotedPopulation(
             study.conditions, study.image_size, study.votes.variation, Parents(generation, shares_N)
         )
+
+    def _as_patients_look(self, images_NSSC: NDArray[np.uint8], vote: int) -> NDArray[np.uint8]:
+        """Develop the candidates of a vote by what those before it told."""
+        if vote == 1 or not self.study.votes.appearance_share:
+            return images_NSSC
+        wanted, units = self._moments(vote - 1), self._known_units()
+        return development(appearance_of(images_NSSC), wanted, units).developed(images_NSSC)
+
+    def _units(self, first_NSSC: NDArray[np.uint8] | None) -> Units | None:
+        """The units of all votes: of the candidates of the first, which nobody has voted for."""
+        if not self.study.votes.appearance_share:
+            return None
+        if first_NSSC is None:
+            return self._known_units()
+        return units_of(appearance_of(first_NSSC))
+
+    def _known_units(self) -> Units:
+        """As the sites were sent them."""
+        path = self._file("poll", 1)
+        try:
+            return units_in(_arrays(path))
+        except KeyError as error:
+            raise _damaged(path) from error
+
+    def _moments(self, vote: int) -> Moments:
+        """What all votes up to one tell of how patients' photographs look."""
+        total_S, patients, variance = np.zeros(2 * NUMBERS), 0, 0.0
+        for earlier in range(1, vote + 1):
+            path = self._file("tally", earlier)
+            try:
+                about = json.loads(path.with_suffix(".json").read_text())
+                total_S += _arrays(path)[APPEARANCE]
+                patients += int(about["patients"])
+                variance += float(about["deviation"]) ** 2
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise _damaged(path) from error
+        share = self.study.votes.appearance_share
+        return moments(total_S, patients, share, float(np.sqrt(variance)))
 
     def _generation(self, vote: int) -> Generation:
         if vote == 1:

@@ -198,6 +198,8 @@ def _settings(study: Study) -> Iterator[tuple[str, str]]:
             f"{stages.votes.rounds:,}, in which your patients vote for {stages.votes.candidates:,} "
             "artificial pictures like theirs",
         )
+        if stages.votes.appearance_share:
+            yield "asked", "light, colour and texture of their photographs too, in the same noise"
     if stages.dpsgd:
         yield "trained", f"{private}, on your patients"
         if isinstance(model, GANSettings):

@@ -240,9 +240,11 @@ def _sections(plan: StudyPlan) -> Iterator[tuple[str, RenderableType]]:
 def _what_patients_do(plan: StudyPlan, stage: StagePlan) -> str:
     declared = plan.standing.declared_patients
     if stage.stage == "votes":
+        votes = plan.study.votes
+        asked = " and says how bright, how coloured and how fine their photographs are"
         return (
             f"Each of {declared:,} patients votes once a round for the artificial pictures most "
-            f"like theirs, among {plan.study.votes.candidates:,}."
+            f"like theirs, among {votes.candidates:,}{asked if votes.appearance_share else ''}."
         )
     return (
         f"{stage.private_parameters:,} parameters are trained on patients, in steps of "

@@ -75,4 +75,9 @@ def _learned_from(study: Study) -> str:
             f"- **Votes**: {study.stages.votes.rounds} rounds of noisy votes chose among phantoms; "
             "those that won are in `population.json`, drawn with `--phantoms`"
         )
+        if study.stages.votes.appearance_share:
+            lines.append(
+                "- **Appearance**: noisy means and variances of the light, colour and texture of "
+                "patients' photographs, after which those phantoms are developed"
+            )
     return "".join(f"{line}\n" for line in lines)

@@ -89,6 +89,12 @@ def _undecided(rounds: list[dict[str, Any]]) -> str:
             f" For {', '.join(undecided)} none did: too few patients have it for what the noise "
             "hides. Its phantoms take after the winners of the other conditions, with its disease."
         )
+    if votes[-1].get("appearance") is not None:
+        said += (
+            " Phantoms are developed to have the light, colours and texture that patients' "
+            "photographs have on average: the noise in such a mean is "
+            f"{votes[-1]['appearance']:.2f} times how much phantoms differ in it."
+        )
     return f"<h2>Votes</h2><p>{escape(said)}</p>"
 
 

@@ -14,6 +14,7 @@ from fundusgen.privacy.accounting import calibrate_noise_multiplier
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.ledger_rows import LedgerRow
 from fundusgen.study import DPSGDStage, Stage, Study
+from fundusgen.training.poll import reply_shapes
 
 _BYTES_PER_NUMBER = 4
 
@@ -107,7 +108,7 @@ def reply_bytes(study: Study, stage: Stage) -> int:
         ModelError: `model.private` names no parameter.
     """
     if stage == "votes":
-        return _BYTES_PER_NUMBER * study.votes.candidates
+        return _BYTES_PER_NUMBER * sum(count for (count,) in reply_shapes(study.votes).values())
     model = build_model(study)
     sizes = (model.get_parameter(name).numel() for name in reply_names(study))
     return _BYTES_PER_NUMBER * sum(sizes)

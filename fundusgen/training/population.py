@@ -8,7 +8,7 @@ Axis letters: N candidates or images, S side in pixels.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,11 @@ from fundusgen.phantom import SIMULATOR_VERSION
 from fundusgen.phantom.patients import drawn_eye
 from fundusgen.phantom.variation import Lineage, render_lineages
 from fundusgen.storage import write_json
+from fundusgen.training.appearance import NUMBERS, Development
 from fundusgen.training.evolution import Generation, Parents, children_of
 
 POPULATION_FILE = "population.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +35,15 @@ class VotedPopulation:
         image_size: Side of the study's images in pixels.
         variation: How far a drawn phantom differs from the winner it descends from.
         parents: Whom the phantoms that are drawn descend from.
+        development: What makes them look as patients' photographs do; None for the simulator's own
+            looks.
     """
 
     conditions: tuple[str, ...]
     image_size: int
     variation: float
     parents: Parents
+    development: Development | None = None
 
     def place(self, condition: str) -> int:
         """Return the place of a condition.
@@ -89,11 +93,19 @@ class VotedPopulation:
         Returns:
             (N, S, S, 3) uint8.
         """
-        images_NSSC = render_lineages(
-            lineages, self.variation, size_px or self.image_size, workers=workers
-        )
-        if mirror_left:
-            left_N = np.array([eye_of(lineage) == "L" for lineage in lineages], np.bool_)
+        size_px = size_px or self.image_size
+        left_N = np.array([eye_of(lineage) == "L" for lineage in lineages], np.bool_)
+
+        def right(side_px: int) -> NDArray[np.uint8]:
+            images_NSSC = render_lineages(lineages, self.variation, side_px, workers=workers)
+            images_NSSC[left_N] = images_NSSC[left_N, :, ::-1]
+            return images_NSSC
+
+        images_NSSC = right(size_px)
+        if self.development is not None:
+            small_NSSC = None if size_px == self.image_size else right(self.image_size)
+            images_NSSC = self.development.developed(images_NSSC, small_NSSC)
+        if not mirror_left:
             images_NSSC[left_N] = images_NSSC[left_N, :, ::-1]
         return images_NSSC
 
@@ -114,6 +126,9 @@ def save_population(folder: Path, population: VotedPopulation) -> None:
             "image_size": population.image_size,
             "variation": population.variation,
             "shares": population.parents.shares_N.tolist(),
+            "development": None
+            if population.development is None
+            else {name: list(value) for name, value in asdict(population.development).items()},
             **described(population.parents.generation),
         },
     )
@@ -134,6 +149,7 @@ def load_population(folder: Path) -> VotedPopulation:
             int(content["image_size"]),
             float(content["variation"]),
             Parents(generation_of(content), np.array(content["shares"], dtype=np.float64)),
+            _development_of(content["development"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
@@ -156,6 +172,24 @@ def load_population(folder: Path) -> VotedPopulation:
             remedy="Use the version of fundusgen that wrote it",
         )
     return population
+
+
+def _development_of(content: dict[str, list[float]] | None) -> Development | None:
+    """Read what was written of a development.
+
+    Raises:
+        KeyError: Something is missing.
+        TypeError: Something is of another type.
+        ValueError: There are not as many numbers as an appearance has, or one is not finite.
+    """
+    if content is None:
+        return None
+    slope_A, offset_A = (np.array(content[name], np.float64) for name in ("slope_A", "offset_A"))
+    if not slope_A.shape == offset_A.shape == (NUMBERS,):
+        raise ValueError(f"a development has {NUMBERS} slopes and offsets")
+    if not (np.isfinite(slope_A).all() and np.isfinite(offset_A).all()):
+        raise ValueError("a development is finite")
+    return Development(slope_A, offset_A)
 
 
 def described(generation: Generation) -> dict[str, object]:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from fundusgen import phantom
+from fundusgen import phantom, pixels
 from fundusgen.errors import ModelError
 from fundusgen.federation.weights import Weights, digest
 from fundusgen.models import blocks, discriminator, factory, gan, losses, synthesis, vae
@@ -29,7 +29,7 @@ _LATER = {
 # What decides how the weights come out, beside the settings.
 _SOURCES = (
     blocks, discriminator, factory, gan, losses, synthesis, vae,
-    fitting, learners, phantoms, sliced_distance,
+    fitting, learners, phantoms, pixels, sliced_distance,
 )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from fundusgen.phantom.reading import PARAMETERS
 from fundusgen.privacy.events import Event, merged
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.study import Stage, Study
-from fundusgen.training.poll import VOTES, poll_arrays
+from fundusgen.training.appearance import NUMBERS, units_of
+from fundusgen.training.poll import poll_arrays, reply_shapes
 from fundusgen.training.standing import Standing
 
 # Base64 of an ECDSA signature on P-384 in DER: two numbers of 48 bytes, and at most 8 around them.
@@ -83,8 +84,10 @@ def _arrays(study: Study, stage: Stage) -> tuple[Weights, Weights]:
             np.zeros((candidates, outputs), np.float32),
             np.zeros(candidates, np.int64),
             {name: value.numpy() for name, value in encoder.items()},
+            units_of(np.zeros((1, NUMBERS))) if study.votes.appearance_share else None,
         )
-        return poll, {VOTES: np.zeros(candidates, np.float32)}
+        shapes = reply_shapes(study.votes)
+        return poll, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     model = build_model(study)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     return weights, {name: weights[name] for name in reply_names(study)}

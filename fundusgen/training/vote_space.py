@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from fundusgen import pixels as pixels_module
 from fundusgen.federation.weights import Weights
 from fundusgen.models import encoder as encoder_module
 from fundusgen.models.encoder import ParameterEncoder
@@ -128,7 +129,9 @@ def _pixels(images_NSSC: NDArray[np.uint8]) -> torch.Tensor:
 def _digest(image_size: int) -> str:
     sources = [
         hashlib.sha256(Path(source).read_bytes()).hexdigest()
-        for source in (str(encoder_module.__file__), str(reading.__file__), __file__)
-    ]
+        for source in (
+            str(encoder_module.__file__), str(reading.__file__), pixels_module.__file__, __file__
+        )
+    ]  # fmt: skip
     parts = [SIMULATOR_VERSION, image_size, sources]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,8 +1,11 @@
 """A vote at one site: every patient for the phantoms most like their photographs.
 
+With it, patients say how their photographs look, where the study asks for that.
+
 Axis letters: N candidates, D features, M images of one patient, K choices of an image.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +15,11 @@ from numpy.typing import NDArray
 from fundusgen.data.patients import PatientDataset
 from fundusgen.federation.weights import Weights
 from fundusgen.pixels import to_network
+from fundusgen.privacy.moments import joint, statement
 from fundusgen.privacy.noise import NoiseSource
 from fundusgen.privacy.votes import NOBODY, VoteSettings, ballot, noisy_tally
-from fundusgen.training.poll import VOTES, Poll
+from fundusgen.training.appearance import NUMBERS, appearance_of
+from fundusgen.training.poll import APPEARANCE, VOTES, Poll
 
 # Of one patient's images at a time; someone with hundreds of them should not fill the memory.
 _IMAGES = 16
@@ -22,11 +27,21 @@ _IMAGES = 16
 
 @dataclass(frozen=True, eq=False)
 class PreparedVote:
-    """A vote with all its settings found to be right, and no photograph looked at yet."""
+    """A vote with all its settings found to be right, and no photograph looked at yet.
+
+    Attributes:
+        poll: What is asked.
+        patients: Who is.
+        settings: Of ballots.
+        whole: Of ballots together with statements: all entries that leave.
+        noise: Source of the noise.
+        device: Where to compute.
+    """
 
     poll: Poll
     patients: PatientDataset
     settings: VoteSettings
+    whole: VoteSettings
     noise: NoiseSource
     device: torch.device
 
@@ -42,7 +57,8 @@ def prepare_vote(
     """Build a vote, so that what is wrong with its settings costs no privacy.
 
     Guarantee: `cast_votes` of the result is one Gaussian mechanism on patients with this noise
-    multiplier, for whatever poll came in, and nothing else that depends on patients. No image is
+    multiplier, for whatever poll came in, and nothing else that depends on patients: of a patient
+    there is one vector of L2 norm 1 at most, ballot and statement together. No image is
     read here; whether this raises depends on public settings only.
     Edge cases: no patients at all are allowed: the tally is noise.
 
@@ -57,14 +73,16 @@ def prepare_vote(
         PrivacyError: A setting is out of range.
     """
     poll.encoder.to(device)
-    settings = VoteSettings(noise_multiplier, len(poll.conditions_N))
-    return PreparedVote(poll, patients, settings, noise, device)
+    candidates, said = len(poll.conditions_N), 2 * NUMBERS if poll.units else 0
+    settings = VoteSettings(noise_multiplier, candidates)
+    whole = VoteSettings(noise_multiplier, candidates + said)
+    return PreparedVote(poll, patients, settings, whole, noise, device)
 
 
 def cast_votes(vote: PreparedVote) -> Weights:
     """Let every patient vote, and return the noisy tally.
 
-    Guarantee: as `prepare_vote` says. A patient's ballot is a function of that patient's images
+    Guarantee: as `prepare_vote` says. A patient's vector is a function of that patient's images
     and conditions and of the poll: they are read in batches of nobody else's, so that not even
     the rounding of a convolution depends on who else is there.
     Edge cases: an image whose features are not finite, or whose condition no candidate has,
@@ -73,10 +91,29 @@ def cast_votes(vote: PreparedVote) -> Weights:
     Raises:
         PrivacyError: Something failed; nothing may be sent.
     """
-    ballots = (
-        ballot(choices(vote, patient), vote.settings) for patient in range(len(vote.patients))
-    )
-    return {VOTES: noisy_tally(ballots, vote.settings, vote.noise)}
+    said = (contribution(vote, patient) for patient in range(len(vote.patients)))
+    released = noisy_tally(said, vote.whole, vote.noise)
+    candidates = vote.settings.candidates
+    reply = {VOTES: released[:candidates]}
+    if vote.poll.units:
+        reply[APPEARANCE] = released[candidates:]
+    return reply
+
+
+def contribution(vote: PreparedVote, patient: int) -> NDArray[np.float64]:
+    """Ballot and statement of a patient in one vector of L2 norm 1 at most.
+
+    NOT private: it stays at the site, but for what `noisy_tally` makes of it.
+    """
+    poll = vote.poll
+    one = ballot(choices(vote, patient), vote.settings)
+    if poll.units is None:
+        return one
+    parts = [
+        poll.units.of(appearance_of(pixels))
+        for pixels in _pixels(vote, vote.patients.images_of(patient))
+    ]
+    return joint(one, statement(np.concatenate(parts)), poll.share)
 
 
 def choices(vote: PreparedVote, patient: int) -> NDArray[np.int64]:
@@ -110,8 +147,13 @@ def choices(vote: PreparedVote, patient: int) -> NDArray[np.int64]:
 def _features(vote: PreparedVote, images_M: NDArray[np.int64]) -> NDArray[np.float64]:
     """Encode one patient's images: (M, D)."""
     parts = []
-    for start in range(0, len(images_M), _IMAGES):
-        pixels = torch.from_numpy(vote.patients.pixels(images_M[start : start + _IMAGES]))
-        images = to_network(pixels, vote.device).contiguous()
+    for pixels in _pixels(vote, images_M):
+        images = to_network(torch.from_numpy(pixels), vote.device).contiguous()
         parts.append(vote.poll.encoder(images).double().cpu().numpy())
     return np.concatenate(parts)
+
+
+def _pixels(vote: PreparedVote, images_M: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """Read one patient's images, some at a time."""
+    for start in range(0, len(images_M), _IMAGES):
+        yield vote.patients.pixels(images_M[start : start + _IMAGES])

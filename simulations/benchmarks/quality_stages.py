@@ -35,6 +35,7 @@ from fundusgen.training.poll import Poll, load_poll
 from fundusgen.training.voting import cast_votes, prepare_vote
 from server.postprocess import Postprocess
 from server.preparation import prepare_public
+from server.voting import SiteVotes
 from simulations.benchmarks.quality_context import Context
 from simulations.sites import declared
 
@@ -144,7 +145,9 @@ def after_votes(
         else:
             poll = load_poll(study, server.request(vote))
             answers.append([_votes_of(poll, site, noise) for site in patients_of(context).values()])
-        server.finish_vote(vote, [(reply, noise) for reply in answers[-1]], sites=[], seconds=0.0)
+        patients = [declared(len(site)) for site in patients_of(context).values()]
+        said = [SiteVotes(r, noise, n) for r, n in zip(answers[-1], patients, strict=True)]
+        server.finish_vote(vote, said, sites=[], seconds=0.0)
     if not known:
         _keep(ballots, server.run, answers)
     return server

@@ -21,7 +21,8 @@ from fundusgen.privacy.noise import SecureNoise, lattice_spacing
 from fundusgen.site import SiteFolder
 from fundusgen.study import Study
 from fundusgen.training import answering
-from fundusgen.training.poll import VOTES, poll_arrays
+from fundusgen.training.appearance import NUMBERS, Units
+from fundusgen.training.poll import APPEARANCE, VOTES, poll_arrays
 
 CANDIDATES = 8
 STUDY = asked_study(
@@ -33,8 +34,9 @@ STUDY = asked_study(
 def poll(study: Study, round_number: int, value: float = 0.1) -> RecordDict:
     encoder = {k: v.numpy() for k, v in ParameterEncoder(32, len(PARAMETERS)).state_dict().items()}
     arrays = poll_arrays(
-        np.full((CANDIDATES, len(PARAMETERS)), value), np.arange(CANDIDATES) % 2, encoder
-    )
+        np.full((CANDIDATES, len(PARAMETERS)), value), np.arange(CANDIDATES) % 2, encoder,
+        Units(np.zeros(NUMBERS), np.ones(NUMBERS)),
+    )  # fmt: skip
     # The same network each time: what is asked is the same question.
     arrays = {name: np.full_like(array, 0.01) if "encoder" in name else array
               for name, array in arrays.items()}  # fmt: skip
@@ -60,8 +62,10 @@ def site(tmp_path: Path) -> SiteFolder:
 def test_what_leaves_is_a_tally_and_a_receipt_and_the_same_bytes_again(site) -> None:
     first, again = (ask(site, poll(STUDY, 1)).content for _ in range(2))
     assert set(first) == {"arrays", "receipt"}
-    assert list(first.array_records["arrays"]) == [VOTES]
-    assert first.array_records["arrays"][VOTES].numpy().shape == (CANDIDATES,)
+    arrays = first.array_records["arrays"]
+    assert {name: arrays[name].numpy().shape for name in arrays} == {
+        VOTES: (CANDIDATES,), APPEARANCE: (2 * NUMBERS,),
+    }  # fmt: skip
     assert packed(first) == packed(again)
 
 
@@ -113,7 +117,8 @@ def test_a_patient_more_moves_the_tally_by_one_at_most_and_the_receipt_not_at_al
     more = asked_site(tmp_path / "more", 5, STUDY)
     less, with_one = (ask(each, poll(STUDY, 1)).content for each in (site, more))
     tallies = [
-        each.array_records["arrays"][VOTES].numpy().astype(float) for each in (less, with_one)
+        np.concatenate([array.numpy().astype(float) for array in each["arrays"].values()])
+        for each in (less.array_records, with_one.array_records)
     ]
     # Before the cast to float32, which comes after the noise, it is 1 at most exactly.
     assert 0.5 < np.linalg.norm(tallies[1] - tallies[0]) < 1 + 1e-5

@@ -49,7 +49,7 @@ def _inside_a_run(monkeypatch) -> None:
 def study(rounds: int = 1, **votes: object) -> Study:
     stage = {
         "rounds": 2, "candidates": CANDIDATES, "nearest": 2, "refit_phantoms": 16,
-        "refit_steps": 2, **votes,
+        "refit_steps": 2, "appearance_share": 0, **votes,
     }  # fmt: skip
     return Study.model_validate(
         {

@@ -5,11 +5,13 @@ with its ledger, and the next generation. With nearly no noise, as what is teste
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save
 
 from fundusgen.data.conditions import CONDITIONS
@@ -25,9 +27,10 @@ from fundusgen.storage import write_atomically
 from fundusgen.study import Study
 from fundusgen.training import vote_space as vote_space_module
 from fundusgen.training.answering import answer
+from fundusgen.training.appearance import appearance_of
 from fundusgen.training.population import VotedPopulation
 from fundusgen.training.vote_space import vote_space
-from server.voting import Voting
+from server.voting import SiteVotes, Voting
 
 PATIENTS = 40
 STUDY = Study.model_validate(
@@ -36,11 +39,21 @@ STUDY = Study.model_validate(
         "conditions": ["normal", "amd"],
         "image_size": 32,
         "prior": {},
-        "stages": {"votes": {"rounds": 2, "candidates": 96}, "dpsgd": None},
+        "stages": {
+            "votes": {"rounds": 2, "candidates": 96, "appearance_share": 0}, "dpsgd": None,
+        },
         "privacy": {"target_epsilon": 50},
         "federation": {},
     }
-)
+)  # fmt: skip
+ASKS_BOTH = Study.model_validate(
+    {
+        **STUDY.model_dump(mode="json"),
+        "stages": {
+            "votes": {"rounds": 2, "candidates": 96, "appearance_share": 0.3}, "dpsgd": None,
+        },
+    }
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +69,7 @@ def encoder(tmp_path_factory) -> Weights:
     return weights
 
 
-def hospital(folder: Path, camera_style: str) -> SiteFolder:
+def hospital(folder: Path, camera_style: str, study: Study = STUDY) -> SiteFolder:
     write_site_folder(
         folder / "data", patients=PATIENTS, seed=5, size_px=64, camera_style=camera_style,
         conditions_mix={"normal": 1, "amd": 1},
@@ -68,7 +81,7 @@ def hospital(folder: Path, camera_style: str) -> SiteFolder:
     site.write(
         SiteSettings(name="north", data=data, threads=1),
         Policy(
-            max_epsilon=60.0, delta=1e-5, code="any", studies=(STUDY.study_hash,),
+            max_epsilon=60.0, delta=1e-5, code="any", studies=(study.study_hash,),
             min_noise_multiplier=0.05,
         ),
     )  # fmt: skip
@@ -76,11 +89,13 @@ def hospital(folder: Path, camera_style: str) -> SiteFolder:
 
 
 def voted(site: SiteFolder, voting: Voting) -> None:
+    study = voting.study
     for vote in (1, 2):
-        request = Request(STUDY.agreed_json(), STUDY.study_hash, vote, "votes", voting.poll(vote))
+        request = Request(study.agreed_json(), study.study_hash, vote, "votes", voting.poll(vote))
         reply = answer(site, request)
         assert isinstance(reply, Answer), reply
-        voting.count(vote, [(reply.weights, reply.receipt.event.noise_multiplier)])
+        noise = reply.receipt.event.noise_multiplier
+        voting.count(vote, [SiteVotes(reply.weights, noise, PATIENTS)])
 
 
 def share(population: VotedPopulation, camera_style: str) -> float:
@@ -124,8 +139,58 @@ def test_votes_of_nobody_lead_nowhere(encoder, tmp_path) -> None:
     for vote in (1, 2):
         voting.poll(vote)
         noise = np.random.default_rng(vote).normal(0, 1.5, 96).clip(-2.9, 2.9)
-        tally = voting.count(vote, [({"votes": noise.astype(np.float32)}, 1.5)])
+        said = SiteVotes({"votes": noise.astype(np.float32)}, 1.5, PATIENTS)
+        tally = voting.count(vote, [said])
         assert tally.undecided == ("normal", "amd")
     began = Counter(line.camera_style for line in voting._asked(1).lineages)
     for style, count in began.items():
         assert abs(share(voting.population(2), style) - count / 96) < 0.15
+
+
+def photographs(site: SiteFolder) -> np.ndarray:
+    settings = ManifestSettings.of(site.settings().data)
+    patients = load_patients(settings, 32, CONDITIONS, site.cache).dataset
+    return patients.pixels(np.arange(patients.image_count))
+
+
+def test_phantoms_are_developed_to_look_as_the_photographs_of_the_hospital_do(
+    encoder, tmp_path
+) -> None:
+    """Its pictures are darker and bluer than any camera's that the simulator has."""
+    site = hospital(tmp_path / "site", "amber", ASKS_BOTH)
+    for path in (tmp_path / "site/data").rglob("*.png"):
+        levels = np.asarray(Image.open(path), np.float64) / 255
+        Image.fromarray((255 * levels ** np.array([1.8, 1.2, 0.7])).astype(np.uint8)).save(path)
+    run = RunFolder(tmp_path / "run")
+    write_atomically(run.votes / "encoder.safetensors", save(encoder))
+    voting = Voting(ASKS_BOTH, run)
+    voted(site, voting)
+    population = voting.population(2)
+    children = population.lineages(np.arange(96) % 2, 1)
+    plain = replace(population, development=None).images(children)
+    real = appearance_of(photographs(site))
+    units = voting._known_units()
+    far, near = (
+        np.abs(units.of(appearance_of(images)).mean(axis=0) - units.of(real).mean(axis=0))
+        for images in (plain, population.images(children))
+    )
+    assert np.linalg.norm(near) < 0.4 * np.linalg.norm(far)
+
+
+def test_statements_of_nobody_change_nothing(encoder, tmp_path) -> None:
+    run = RunFolder(tmp_path / "run")
+    write_atomically(run.votes / "encoder.safetensors", save(encoder))
+    voting = Voting(ASKS_BOTH, run)
+    voting.poll(1)
+    rng = np.random.default_rng(0)
+    # As of a hospital that declares few patients and hides them well.
+    said = {name: rng.normal(0, 20, count).astype(np.float32) for name, count in
+            (("votes", 96), ("appearance", 48))}  # fmt: skip
+    tally = voting.count(1, [SiteVotes(said, 20.0, 10)])
+    assert tally.appearance is not None
+    assert tally.appearance > 20
+    population = voting.population(1)
+    children = population.lineages(np.arange(24) % 2, 1)
+    plain = replace(population, development=None).images(children)
+    apart = np.abs(population.images(children).astype(int) - plain)
+    assert apart.mean() < 1

@@ -12,10 +12,12 @@ from fundusgen.federation.weights import Weights
 from fundusgen.models.encoder import ParameterEncoder
 from fundusgen.phantom.reading import PARAMETERS
 from fundusgen.study import Study
+from fundusgen.training.appearance import Units
 from fundusgen.training.poll import poll_arrays
 
 CANDIDATES, NEAREST = 10, 3
-STAGE = {"rounds": 2, "candidates": CANDIDATES, "nearest": NEAREST}
+STAGE = {"rounds": 2, "candidates": CANDIDATES, "nearest": NEAREST, "appearance_share": 0}
+ASKS_BOTH = {**STAGE, "appearance_share": 0.3}
 DPSGD = {"steps_per_round": 2, "sample_rate": 0.5, "views_per_patient": 2}
 
 
@@ -50,13 +52,14 @@ def asked_with(
     features_ND: np.ndarray | None = None,
     conditions_N: np.ndarray | None = None,
     scale: float = 1.0,
+    units: Units | None = None,
 ) -> Weights:
-    """What a server may send in a request for votes."""
+    """What a server may send in a request for votes; with units, for appearances too."""
     if features_ND is None:
         features_ND = np.random.default_rng(2).normal(0, 0.3, (CANDIDATES, len(PARAMETERS)))
     if conditions_N is None:
         conditions_N = np.arange(CANDIDATES) % 2
-    return poll_arrays(features_ND, conditions_N, encoder_weights(scale))
+    return poll_arrays(features_ND, conditions_N, encoder_weights(scale), units)
 
 
 def poll_for(study: Study, round_number: int = 1, arrays: Weights | None = None) -> Request:

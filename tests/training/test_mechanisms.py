@@ -16,7 +16,7 @@ from fundusgen.study import Study
 from fundusgen.training.mechanisms import noise_for, planned_events, reply_bytes, round_event
 
 DELTA = 1e-5
-VOTES = {"rounds": 2, "candidates": 30}
+VOTES = {"rounds": 2, "candidates": 30, "appearance_share": 0}
 DPSGD = {"steps_per_round": 2, "sample_rate": 0.5, "views_per_patient": 2}
 
 

@@ -74,7 +74,7 @@ def test_left_eyes_are_mirrored_for_models_and_left_as_they_are_for_people() -> 
         lambda text: "{",
         lambda text: text.replace('"seed"', '"sed"'),
         lambda text: json.dumps({**json.loads(text), "simulator": "0"}),
-        lambda text: json.dumps({**json.loads(text), "format": 2}),
+        lambda text: json.dumps({**json.loads(text), "format": 1}),
     ],
     ids=["cut short", "key", "other simulator", "other format"],
 )

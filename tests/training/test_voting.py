@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small_votes import (
+    ASKS_BOTH,
     CANDIDATES,
     MALFORMED,
     NEAREST,
@@ -25,9 +26,17 @@ from fundusgen.federation.weights import Weights
 from fundusgen.models.encoder import ParameterEncoder
 from fundusgen.phantom.population import phantom_images
 from fundusgen.phantom.reading import PARAMETERS
+from fundusgen.privacy.moments import statement
 from fundusgen.privacy.votes import NOBODY, ballot, counted
-from fundusgen.training.poll import VOTES, load_poll
-from fundusgen.training.voting import PreparedVote, cast_votes, choices, prepare_vote
+from fundusgen.training.appearance import NUMBERS, Units, appearance_of
+from fundusgen.training.poll import APPEARANCE, VOTES, load_poll
+from fundusgen.training.voting import (
+    PreparedVote,
+    cast_votes,
+    choices,
+    contribution,
+    prepare_vote,
+)
 
 CPU = torch.device("cpu")
 # Images of each patient; the last patients' conditions are such that nobody stands for them.
@@ -173,6 +182,68 @@ def test_any_one_patient_moves_the_tally_by_1_at_most_whatever_the_server_asks(
         others = exact_total(vote(without(dataset, patient), arrays))
         moved = sum((one - other) ** 2 for one, other in zip(everyone, others, strict=True))
         assert moved <= 1
+
+
+UNITS: dict[str, tuple[float, float]] = {
+    "honest": (0.0, 1.0),
+    "next to nothing": (0.0, 1e-38),
+    "far away": (3e38, 1e-38),
+    "huge": (0.0, 3e38),
+}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_ballot_and_statement_of_one_patient_move_the_reply_by_1_at_most_in_whatever_units(
+    pixels, kind: str
+) -> None:
+    mean, deviation = UNITS[kind]
+    asked = asked_with(units=Units(np.full(NUMBERS, mean), np.full(NUMBERS, deviation)))
+    both = {"stages": {"votes": ASKS_BOTH, "dpsgd": None}}
+    dataset = patients(pixels)
+
+    def total(data: PatientDataset) -> list[Fraction]:
+        prepared = vote(data, asked, **both)
+        sums = [Fraction(0)] * (CANDIDATES + 2 * NUMBERS)
+        for place in range(len(data)):
+            one = counted(contribution(prepared, place), prepared.whole)
+            sums = [sum_ + Fraction(float(said)) for sum_, said in zip(sums, one, strict=True)]
+        return sums
+
+    everyone = total(dataset)
+    for patient in range(len(dataset)):
+        others = total(without(dataset, patient))
+        moved = sum((one - other) ** 2 for one, other in zip(everyone, others, strict=True))
+        # A server may not find units in which a patient falls silent, or none could be told apart.
+        assert 0.5 < moved <= 1
+    reply = cast_votes(vote(dataset, asked, **both))
+    released = np.concatenate([reply[VOTES], reply[APPEARANCE]])
+    np.testing.assert_allclose(released, [float(sum_) for sum_ in everyone], atol=1e-4)
+
+
+def test_a_statement_is_made_of_all_images_of_a_patient_and_of_no_other_s(pixels) -> None:
+    units = Units(np.zeros(NUMBERS), np.ones(NUMBERS))
+    prepared = vote(
+        patients(pixels), asked_with(units=units), stages={"votes": ASKS_BOTH, "dpsgd": None}
+    )
+    for patient in range(len(prepared.patients)):
+        images = prepared.patients.pixels(prepared.patients.images_of(patient))
+        said = contribution(prepared, patient)[CANDIDATES:]
+        expected = np.sqrt(0.3) * statement(appearance_of(images))
+        np.testing.assert_allclose(said, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_units_that_are_not_above_zero_are_refused(value: float) -> None:
+    asked = asked_with(units=Units(np.zeros(NUMBERS), np.full(NUMBERS, value)))
+    study = votes_study(stages={"votes": ASKS_BOTH, "dpsgd": None})
+    with pytest.raises(ModelError, match="above zero"):
+        load_poll(study, asked)
+
+
+def test_a_poll_without_the_units_that_the_study_asks_in_is_refused() -> None:
+    study = votes_study(stages={"votes": ASKS_BOTH, "dpsgd": None})
+    with pytest.raises(ModelError, match=r"appearance\.deviation"):
+        load_poll(study, asked_with())
 
 
 def test_an_image_whose_features_overflow_votes_for_nobody_and_its_patient_s_others_do(
