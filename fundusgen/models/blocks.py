@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fundusgen.errors import ModelError
+from fundusgen.models.activations import silu
 
 # Layers whose output for one sample depends on the others, or which keep running statistics of
 # patients outside the clipped gradient. Abadi et al. 2016 needs one gradient a sample.
@@ -53,7 +54,7 @@ class DownBlock(nn.Module):
 
     def forward(self, features_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H/2, W/2)."""
-        return functional.silu(self.norm(self.conv(features_BCHW), embedding_BE))
+        return silu(self.norm(self.conv(features_BCHW), embedding_BE))
 
 
 class UpBlock(nn.Module):
@@ -73,7 +74,7 @@ class UpBlock(nn.Module):
     def forward(self, features_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', 2H, 2W)."""
         finer_BCHW = doubled(self.mix(features_BCHW))
-        return functional.silu(self.norm(self.conv(finer_BCHW), embedding_BE))
+        return silu(self.norm(self.conv(finer_BCHW), embedding_BE))
 
 
 class Sketch(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fundusgen.errors import ModelError
+from fundusgen.models.activations import silu
 
 _SMALLEST_PX, _LARGEST_PX = 4, 64
 _WIDTH = 16
@@ -55,6 +56,6 @@ class ParameterEncoder(nn.Module):
         if features.shape[-1] > self.read_px:
             features = functional.avg_pool2d(features, features.shape[-1] // self.read_px)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = functional.silu(norm(conv(features)))
-        read_BD: Tensor = self.head(functional.silu(self.hidden(features.flatten(1))))
+            features = silu(norm(conv(features)))
+        read_BD: Tensor = self.head(silu(self.hidden(features.flatten(1))))
         return read_BD

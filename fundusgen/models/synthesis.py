@@ -7,9 +7,9 @@ import itertools
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fundusgen.errors import ModelError
+from fundusgen.models.activations import silu
 from fundusgen.models.blocks import (
     ConditionNorm,
     Grain,
@@ -102,10 +102,10 @@ class Synthesis(nn.Module):
         without grain, the picture has none.
         """
         condition_BE = self.embedding(conditions_B)
-        style_BE = functional.silu(condition_BE + self.from_latent(latent_BZ))
+        style_BE = silu(condition_BE + self.from_latent(latent_BZ))
         root = self.root(torch.cat([latent_BZ, condition_BE], dim=1))
         features = self.entry(root.unflatten(1, (-1, SMALLEST_PX, SMALLEST_PX)))
-        features = functional.silu(self.entry_norm(features, style_BE))
+        features = silu(self.entry_norm(features, style_BE))
         image = self.to_image[0](features)
         grains = self._grains() if grain_BG is not None else []
         start = 0

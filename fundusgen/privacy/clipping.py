@@ -32,7 +32,8 @@ PatientLoss = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
 # pointed one way, and for far more as it does not. It costs a gradient 0.1% of its size.
 # It would not cover weights made for the purpose: a network that subtracts equal numbers and
 # multiplies what rounding left of them turns the last bits of the others into all of their
-# gradient. So DP-SGD asks for batches of one fixed shape, in which kernels block alike.
+# gradient. So DP-SGD asks for batches of one fixed shape, and for networks and sizes in which a
+# patient's place makes no difference: `fundusgen.training.places` finds them.
 ROUNDING_MARGIN = 2.0**-10
 # float32 norms of longer rows lose digits: 7e-5 at 300,000 equal entries, 4e-4 at 3 million.
 # Blocks of this many columns also keep their float64 copies in the processor's cache.
@@ -50,8 +51,9 @@ def per_patient_gradients(
 
     Guarantee: row p depends on patient p's entries of the batch and on the parameters only. This
         holds as long as `loss` looks at nothing else that depends on patients; to the last bit
-        with `fixed_size`, as far as kernels treat the rows of one shape alike, which is tested
-        on the CPU; without it up to float32's rounding, which weights can be made to amplify.
+        with a `fixed_size` whose places are all alike for this loss on this machine, which
+        callers find out (`fundusgen.training.places`); with any other, or none, up to float32's
+        rounding, which weights can be made to amplify.
         Rows are exact, not yet bounded, and never leave the site.
     Edge cases: no patients give tensors with an empty first axis, without calling `loss`; a
         parameter that the loss ignores has zero gradient; a loss that draws random numbers

@@ -61,7 +61,8 @@ class DPSGDSettings:
             neighbours differ in it, and it scales every update, so the true one would leak.
         physical_batch: Patients that are held in memory at a time; every batch is computed with
             exactly as many, so that one patient more does not change the shape of the others'.
-            Changes no result.
+            One of whose places all are alike: see `fundusgen.training.places`. Changes no more
+            than the last bits of a result.
 
     Raises:
         PrivacyError: A number is out of range.

@@ -85,12 +85,13 @@ class HookedLoss:
             Gradients by name, each (P, *shape of the parameter), and the losses (P,).
 
         Raises:
-            PrivacyError: There is not one loss for each image.
+            PrivacyError: There is not one loss for each image, or a private parameter is used past
+            its layer.
         """
         patients, views = batch[0].shape[:2]
         self._forget()
-        self._hooked.add_hooks(loss_reduction="sum")
         try:
+            self._hooked.add_hooks(loss_reduction="sum")
             losses_B = self._losses(tuple(tensor.flatten(0, 1) for tensor in batch))
             if losses_B.shape != (patients * views,):
                 raise PrivacyError(
@@ -98,10 +99,12 @@ class HookedLoss:
                     expected="one loss for each image",
                 )
             losses_P = losses_B.view(patients, views).mean(1)
-            with warnings.catch_warnings():
-                # Where what is before a private layer is frozen, as it should be.
-                warnings.filterwarnings("ignore", "Full backward hook is firing")
-                torch.autograd.backward(losses_P.sum())
+            # Else the loss has nothing to do with any private parameter.
+            if losses_P.requires_grad:
+                with warnings.catch_warnings():
+                    # Where what is before a private layer is frozen, as it should be.
+                    warnings.filterwarnings("ignore", "Full backward hook is firing")
+                    torch.autograd.backward(losses_P.sum())
             rows = {
                 name: _rows(parameter, patients, views) for name, parameter in parameters.items()
             }
@@ -144,6 +147,12 @@ def _rows(parameter: Tensor, patients: int, views: int) -> Tensor:
     """Add up what hooks found for a patient's images: (P, *shape)."""
     found = parameter.grad_sample  # type: ignore[attr-defined]
     if found is None:
+        if parameter.grad is not None:
+            raise PrivacyError(
+                "a private parameter is used past the layer that it belongs to",
+                expected="layers that are called, where hooks see them",
+                remedy="Set grad_sample_mode: vmap in site.yaml",
+            )
         # The loss has nothing to do with it.
         return parameter.new_zeros(patients, *parameter.shape)
     if found.shape != (patients * views, *parameter.shape):

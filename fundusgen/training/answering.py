@@ -57,6 +57,7 @@ from fundusgen.site import SiteFolder, SiteSettings
 from fundusgen.study import Stage, Study, parse_study
 from fundusgen.training.local import load_model, prepare_round, train_round
 from fundusgen.training.mechanisms import planned_events, reply_bytes, round_event
+from fundusgen.training.places import batch_that_holds
 from fundusgen.training.poll import load_poll
 from fundusgen.training.voting import cast_votes, prepare_vote
 
@@ -199,19 +200,20 @@ def _prepared(site: SiteFolder, asked: _Asked, event: Event) -> tuple[Mechanism,
     patients, content_digest = _patients(site, settings, study)
     noise: NoiseSource = SecureNoise() if study.privacy.noise == "secure" else FastNoise()
     return (
-        _mechanism(asked, event, patients, noise, prepare_device(settings)),
+        _mechanism(site, asked, event, patients, noise),
         data_fingerprint(site.keys, content_digest),
     )
 
 
 def _mechanism(
+    site: SiteFolder,
     asked: _Asked,
     event: Event,
     patients: PatientDataset,
     noise: NoiseSource,
-    device: torch.device,
 ) -> Mechanism:
     study, sent, settings = asked.study, asked.request.weights, asked.settings
+    device, mode = prepare_device(settings), settings.grad_sample_mode
     if asked.stage == "votes":
         poll = load_poll(study, sent)
         vote = prepare_vote(
@@ -227,8 +229,10 @@ def _mechanism(
         declared_patients=settings.data.declared_patients,
         noise=noise,
         device=device,
-        batch_patients=settings.batch_patients,
-        grad_sample_mode=settings.grad_sample_mode,
+        batch_patients=batch_that_holds(
+            study, settings.batch_patients, mode=mode, device=device, kept=site.cache
+        ),
+        grad_sample_mode=mode,
     )
     return lambda: train_round(training)
 

@@ -167,6 +167,8 @@ def test_nothing_of_a_pass_stays_at_the_network(breaks: str) -> None:
     else:
         with pytest.raises(MemoryError):
             per_patient_gradients(loss, private, batch)
+    # Not private, were it to reach an optimizer.
+    assert all(parameter.grad is None for parameter in private.values())
     # What others do with the network, as a generator that learns from it, is not listened to.
     images, conditions = (rows.flatten(0, 1) for rows in batch)
     model(images.requires_grad_(), conditions).sum().backward()
@@ -184,6 +186,44 @@ def test_nothing_of_a_pass_stays_at_the_network(breaks: str) -> None:
     fresh = network("gan")
     wanted = private_of(fresh, "discriminator.*vote.*")
     right, _ = per_patient_gradients(hooked(fresh, wanted), wanted, batch)
+    assert all(torch.equal(again[name], right[name]) for name in private)
+
+
+def test_a_loss_that_ignores_all_parameters_has_no_gradient_either() -> None:
+    model = nn.Linear(2, 1)
+    private = dict(model.named_parameters())
+    loss = HookedLoss(model, private, lambda batch: batch[0].sum(1))
+    rows, losses_P = per_patient_gradients(loss, private, (torch.ones(3, 1, 2),))
+    assert (losses_P == 2).all()
+    assert all((rows[name] == 0).all() for name in private)
+
+
+def test_a_parameter_used_past_its_layer_is_refused() -> None:
+    model = nn.Linear(2, 1)
+    private = dict(model.named_parameters())
+    loss = HookedLoss(model, private, lambda batch: (batch[0] @ model.weight.T)[:, 0])
+    with pytest.raises(PrivacyError, match="past the layer"):
+        per_patient_gradients(loss, private, (torch.ones(3, 1, 2),))
+
+
+def test_hooks_that_cannot_be_set_leave_nothing(monkeypatch) -> None:
+    model, batch = network("gan"), batch_of("gan", 2, 1)
+    private = private_of(model, "discriminator.*")
+    loss = hooked(model, private)
+    right, _ = per_patient_gradients(loss, private, batch)
+    register = nn.Module.register_full_backward_hook
+    calls = []
+
+    def fails(self: nn.Module, *arguments: object) -> object:
+        calls.append(self)
+        if len(calls) == 3:
+            raise MemoryError
+        return register(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nn.Module, "register_full_backward_hook", fails)
+    with pytest.raises(MemoryError):
+        per_patient_gradients(loss, private, batch)
+    again, _ = per_patient_gradients(loss, private, batch)
     assert all(torch.equal(again[name], right[name]) for name in private)
 
 
