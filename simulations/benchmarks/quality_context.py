@@ -7,7 +7,7 @@ N images, S side in pixels, C colours.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,16 @@ class Context:
     size_px: int
     labels_N: tuple[str, ...]
     work_dir: Path
+
+    def pooled(self) -> "Context":
+        """The same patients, all at one hospital; only without privacy may anyone do that."""
+        pixels, conditions, patients = [], [], []
+        for name, site in self.train.items():
+            pixels.append(site.pixels(np.arange(site.image_count)))
+            conditions.append(site.conditions_N)
+            patients += [f"{name}/{patient}" for patient in site.patients_N]
+        everyone = PatientDataset(np.concatenate(pixels), np.concatenate(conditions), patients)
+        return replace(self, train={"everyone": everyone})
 
 
 Maker = Callable[[Context, float | None, int], NDArray[np.uint8]]

@@ -124,7 +124,16 @@ def gan_without_noise(context: Context, epsilon: float | None, seed: int) -> NDA
 
 
 def gan_in_one_place(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
-    """Draw from the prior after as many steps on all patients' images in one place, no privacy."""
+    """As `gan_without_noise`, with all patients at one hospital: the same steps, no federation."""
+    return gan_without_noise(context.pooled(), epsilon, seed)
+
+
+def gan_ordinary(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """Draw from the prior after ordinary training on all patients' images in one place.
+
+    Without clipping, at the prior's rate, with a step of the discriminator for each of the
+    generator: what nobody could do who has to keep patients apart.
+    """
     study = study_of(context, seed, None, {"votes": None}, prior=_PRIOR, model=_GAN)
     begin = Postprocess(study, prepared(context, study, "gan-prior")).state.average
     steps = _ROUNDS * study.gan.generator_steps

@@ -230,7 +230,7 @@ def _judged(
     at_8 = [group for group in groups if group.epsilon == 8 and not group.name.startswith("gan_")]
     gan_at_8 = [group for group in groups if group.epsilon == 8 and group.name in PRETRAINED_GANS]
     free = [group for group in groups if group.name == GAN_WITHOUT_NOISE]
-    at_1 = [group for group in groups if group.epsilon == 1]
+    at_1 = [group for group in groups if group.epsilon == 1 and not group.name.startswith("gan_")]
     raw = [group for group in groups if group.name == RAW_PHANTOMS]
     return [
         ("epsilon 8: nearer than the nearest two hospitals", at_8, nearest),

@@ -15,6 +15,7 @@ from simulations.benchmarks.quality_gan_makers import (
     gan_at_sites,
     gan_from_scratch,
     gan_in_one_place,
+    gan_ordinary,
     gan_prior,
     gan_tuned,
     gan_voted,
@@ -72,6 +73,9 @@ ROWS: dict[str, RowKind] = {
         gan_without_noise, title="GAN: prior, all of it federated, no noise"
     ),
     GAN_IN_ONE_PLACE: RowKind(
-        gan_in_one_place, title="GAN: prior, patients in one place, no privacy"
+        gan_in_one_place, title="GAN: prior, the same steps in one place, no noise"
+    ),
+    "gan_ordinary": RowKind(
+        gan_ordinary, title="GAN: prior, ordinary training in one place, no privacy"
     ),
 }
