@@ -8,8 +8,9 @@ that the whole evolution can be followed afterwards.
     votes/poll-NNNN.*           candidates of a vote: features and conditions, and lineages
     votes/tally-NNNN.*          the sum of the sites' noisy votes, and who stood out
 
-Where patients also say how their photographs look, phantoms are developed alike from the second
-vote on (`fundusgen.training.appearance`): then votes choose by what is on them.
+Where patients also say how their photographs look, the phantoms that are drawn after the winners are
+developed alike (`fundusgen.training.appearance`). Candidates are not: votes choose cameras, and
+developing mends what no choice of them can.
 
 Axis letters: N candidates, D features, S side of the image, A numbers of an appearance.
 """
@@ -124,10 +125,9 @@ class Voting:
         # The JSON is written last: without it there is no poll yet, and nobody was asked.
         if not about.is_file():
             generation = self._generation(vote)
-            plain_NSSC = self._population(generation).images(generation.lineages)
-            images_NSSC = self._as_patients_look(plain_NSSC, vote)
+            images_NSSC = self._population(generation).images(generation.lineages)
             features = encoded(self._encoder(), images_NSSC)
-            units = self._units(plain_NSSC if vote == 1 else None)
+            units = self._units(images_NSSC if vote == 1 else None)
             poll = poll_arrays(features, generation.conditions_N, self._weights(), units)
             write_atomically(arrays, save(poll))
             write_json(about, described(generation))
@@ -187,13 +187,6 @@ class Voting:
         return VotedPopulation(
             study.conditions, study.image_size, study.votes.variation, Parents(generation, shares_N)
         )
-
-    def _as_patients_look(self, images_NSSC: NDArray[np.uint8], vote: int) -> NDArray[np.uint8]:
-        """Develop the candidates of a vote by what those before it told."""
-        if vote == 1 or not self.study.votes.appearance_share:
-            return images_NSSC
-        wanted, units = self._moments(vote - 1), self._known_units()
-        return development(appearance_of(images_NSSC), wanted, units).developed(images_NSSC)
 
     def _units(self, first_NSSC: NDArray[np.uint8] | None) -> Units | None:
         """The units of all votes: of the candidates of the first, which nobody has voted for."""
