@@ -8,8 +8,8 @@ that the whole evolution can be followed afterwards.
     votes/poll-NNNN.*           candidates of a vote: features and conditions, and lineages
     votes/tally-NNNN.*          the sum of the sites' noisy votes, and who stood out
 
-Where patients also say how their photographs look, the phantoms that are drawn after the winners are
-developed alike (`fundusgen.training.appearance`). Candidates are not: votes choose cameras, and
+Where patients also say how their photographs look, the phantoms that are drawn after the winners
+are developed alike (`fundusgen.training.appearance`). Candidates are not: votes choose cameras, and
 developing mends what no choice of them can.
 
 Axis letters: N candidates, D features, S side of the image, A numbers of an appearance.
@@ -29,6 +29,7 @@ from safetensors.numpy import load_file, save
 from fundusgen.errors import RunError
 from fundusgen.federation.weights import Weights
 from fundusgen.models.encoder import ParameterEncoder
+from fundusgen.phantom.mix import mixed_places
 from fundusgen.phantom.reading import PARAMETERS
 from fundusgen.privacy.moments import Moments, moments
 from fundusgen.run_folder import RunFolder
@@ -171,7 +172,8 @@ class Voting:
         if not self.study.votes.appearance_share:
             return population
         if vote not in self._developments:
-            conditions_N = np.arange(_LOOKED_AT, dtype=np.int64) % len(self.study.conditions)
+            # As many healthy eyes as patients may have: diseases change how a picture looks too.
+            conditions_N = mixed_places(self.study.conditions, _LOOKED_AT)
             children = population.lineages(conditions_N, self.study.seed)
             appearance_NA = appearance_of(population.images(children))
             self._developments[vote] = development(

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -17,6 +16,7 @@ from fundusgen.data.manifest import write_manifest
 from fundusgen.errors import DataError
 from fundusgen.phantom.anatomy import Eye
 from fundusgen.phantom.camera import camera_style as look_up_style
+from fundusgen.phantom.mix import DEFAULT_MIX
 from fundusgen.phantom.patients import (
     EYES,
     PhantomPatient,
@@ -30,21 +30,6 @@ from fundusgen.phantom.render import check_size, lesion_masks, render
 from fundusgen.phantom.workers import ordered_map
 
 MANIFEST_NAME = "manifest.csv"
-# A screening clinic: half healthy, diabetic eyes of all grades, some of everything else.
-DEFAULT_MIX: Mapping[str, float] = MappingProxyType(
-    {
-        "normal": 0.50,
-        "dr1": 0.09,
-        "dr2": 0.13,
-        "dr3": 0.06,
-        "dr4": 0.04,
-        "amd": 0.06,
-        "glaucoma": 0.04,
-        "cataract": 0.03,
-        "myopia": 0.03,
-        "hypertension": 0.02,
-    }
-)
 # Photographs hardly shrink beyond zlib's low levels, and time is better spent on drawing.
 _PNG_LEVEL = 1
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundusgen.data.patients import PatientDataset
-from fundusgen.phantom.site import DEFAULT_MIX
+from fundusgen.phantom.mix import DEFAULT_MIX
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fundusgen.errors import RunError
 from fundusgen.evaluation.colour import ColourFeatures
-from fundusgen.phantom.site import DEFAULT_MIX, write_site_folder
+from fundusgen.phantom.mix import DEFAULT_MIX
+from fundusgen.phantom.site import write_site_folder
 from simulations.benchmarks import quality, quality_hospitals, quality_page
 from simulations.benchmarks.quality_context import Context, RowKind, mixed_labels
 from simulations.benchmarks.quality_hospitals import Settings, load_hospitals

@@ -12,9 +12,10 @@ from fundusgen.cli.phantom import phantom_app
 from fundusgen.data.conditions import condition_of
 from fundusgen.data.manifest import ManifestSettings, read_manifest
 from fundusgen.errors import DataError
+from fundusgen.phantom.mix import DEFAULT_MIX, mixed_places
 from fundusgen.phantom.patients import draw_patient
 from fundusgen.phantom.render import lesion_masks, render
-from fundusgen.phantom.site import DEFAULT_MIX, write_site_folder
+from fundusgen.phantom.site import write_site_folder
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -195,3 +196,10 @@ def test_the_sheet_has_a_row_a_condition_and_a_column_a_camera(tmp_path: Path) -
 def test_the_mix_of_a_site_covers_all_conditions() -> None:
     assert sum(DEFAULT_MIX.values()) == pytest.approx(1.0)
     assert site_module.DEFAULT_MIX["normal"] == 0.5
+
+
+def test_a_mix_gives_each_condition_its_share_and_leaves_out_what_it_does_not_have() -> None:
+    conditions = ["unknown", "amd", "normal", "dr2"]
+    places = mixed_places(conditions, 690)
+    assert [int((places == place).sum()) for place in range(4)] == [0, 60, 500, 130]
+    assert mixed_places(["other", "unknown"], 4).tolist() == [0, 0, 1, 1]
