@@ -42,8 +42,7 @@ def photograph(
     """
     size = light_CSS.shape[1]
     rng = np.random.Generator(np.random.PCG64(camera.cloud_seed))
-    pixels = (((np.arange(size) + 0.5) / size * 2 - 1) / camera.field_radius).astype(np.float32)
-    x, y = pixels[None, :], pixels[:, None]
+    x, y = _in_field(camera, size)
     px_per_deg = size * camera.field_radius / camera.field_deg
     light = light_CSS * _illumination(rng, camera, x, y)
     light *= 1 + _per_colour(_clouds(rng, x, 0.2) - 0.45 * (x * x + y * y), camera.glow)
@@ -60,8 +59,7 @@ def photograph(
     _add_stray_light(light, camera, haze, colour, lens_density, x, y)
     picture = _tone(light, camera.contrast)
     picture += _noise(camera, size)
-    frame = _frame(camera, x, y, size)
-    picture *= frame
+    picture *= frame(camera, size)
     return np.ascontiguousarray(
         np.floor(clip01(picture) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
     )
@@ -182,12 +180,25 @@ def _noise(camera: Camera, size: int) -> Floats:
     return np.asarray(noise * 0.7 + shared[None])
 
 
-def _frame(camera: Camera, x: Floats, y: Floats, size: int) -> Floats:
+def frame(camera: Camera, size: int) -> Floats:
+    """How much of each pixel is inside the field of view: (S, S), 0 to 1.
+
+    Args:
+        camera: With its field, cut and notch.
+        size: S, side of the picture in pixels.
+    """
+    x, y = _in_field(camera, size)
     per_radius = size * camera.field_radius / 2
     radius = np.sqrt(x * x + y * y)
-    frame = clip01((1 - radius) * per_radius + 0.5)
-    frame = frame * clip01((camera.cut - np.abs(y)) * per_radius + 0.5)
+    share = clip01((1 - radius) * per_radius + 0.5)
+    share = share * clip01((camera.cut - np.abs(y)) * per_radius + 0.5)
     if camera.notch:
         dx, dy = x - 0.765, y + 0.635
-        frame = np.maximum(frame, clip01((0.05 - np.sqrt(dx * dx + dy * dy)) * per_radius + 0.5))
-    return frame
+        share = np.maximum(share, clip01((0.05 - np.sqrt(dx * dx + dy * dy)) * per_radius + 0.5))
+    return share
+
+
+def _in_field(camera: Camera, size: int) -> tuple[Floats, Floats]:
+    """Where pixels are, in radii of the field: a row and a column."""
+    pixels = (((np.arange(size) + 0.5) / size * 2 - 1) / camera.field_radius).astype(np.float32)
+    return pixels[None, :], pixels[:, None]

@@ -21,7 +21,7 @@ from fundusgen.phantom.camera import Camera
 from fundusgen.phantom.exact import clip01
 from fundusgen.phantom.ink import pour_vessels
 from fundusgen.phantom.lesions import Lesions
-from fundusgen.phantom.optics import photograph
+from fundusgen.phantom.optics import frame, photograph
 from fundusgen.phantom.retina import draw_retina
 from fundusgen.phantom.view import View
 
@@ -79,8 +79,9 @@ def lesion_masks(phantom: Phantom, size_px: int) -> dict[str, NDArray[np.uint8]]
         size_px: Side of the masks, 16 to 2048.
 
     Returns:
-        (size_px, size_px) uint8 for each kind present: cover from 0 to 255. The kinds are those
-        of `fundusgen.phantom.looks.LOOKS`, and `new_vessels` for tufts and IRMA.
+        (size_px, size_px) uint8 for each kind present: cover from 0 to 255, nothing outside the
+        field of view or behind the disc. The kinds are those of `fundusgen.phantom.looks.LOOKS`,
+        and `new_vessels` for tufts and IRMA.
 
     Raises:
         DataError: The size is out of range.
@@ -91,7 +92,11 @@ def lesion_masks(phantom: Phantom, size_px: int) -> dict[str, NDArray[np.uint8]]
     if tufts is not None:
         arteries, veins = pour_vessels(tufts, view, np.ones_like(tufts.radius_VK))
         covers["new_vessels"] = clip01(arteries + veins)
-    return {kind: np.floor(cover * 255 + 0.5).astype(np.uint8) for kind, cover in covers.items()}
+    seen_SS = frame(phantom.camera, size_px)
+    return {
+        kind: np.floor(cover * seen_SS * 255 + 0.5).astype(np.uint8)
+        for kind, cover in covers.items()
+    }
 
 
 def check_size(size_px: int) -> None:

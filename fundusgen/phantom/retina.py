@@ -79,7 +79,10 @@ def draw_retina(anatomy: Anatomy, lesions: Lesions, view: View) -> Retina:
         if kind in lesions.spots
     }
     _cover_by_lesions(light, covers, under_disc=True)
-    _add_disc(light, anatomy, lesions, x, y, rough)
+    disc = _add_disc(light, anatomy, lesions, x, y, rough)
+    for kind in covers:
+        if LOOKS[kind].under_disc:
+            covers[kind] = covers[kind] * (1 - disc)
     _cover_by_lesions(light, covers, under_disc=False)
     density = _vessel_density(anatomy, lesions, view)
     for kind, cover in covers.items():
@@ -160,7 +163,8 @@ def _cover_by_lesions(light: Floats, covers: dict[str, Floats], *, under_disc: b
 
 def _add_disc(
     light: Floats, anatomy: Anatomy, lesions: Lesions, x: Floats, y: Floats, rough: Floats
-) -> None:
+) -> Floats:
+    """Draw the disc; returns how much of each pixel it covers."""
     disc = anatomy.disc
     dx = (x - disc.x_deg) * (1 / disc.radius_x_deg)
     dy = (y - disc.y_deg) * (1 / disc.radius_y_deg)
@@ -182,6 +186,7 @@ def _add_disc(
     cup_x = dx - disc.cup_shift_deg / disc.radius_x_deg * (1 - ratio)
     cup = np.sqrt(cup_x * cup_x + dy * dy) * (1 / ratio) + rough * 0.04
     _cover(light, clip01((1.0 - cup) * 1.5 + 0.5) * 0.9, _CUP)
+    return inside
 
 
 def _vessel_density(anatomy: Anatomy, lesions: Lesions, view: View) -> Floats:

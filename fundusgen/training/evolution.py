@@ -3,7 +3,9 @@
 Private Evolution (Lin et al. 2024, arXiv 2305.15560, Algorithm 1; with a simulator, arXiv
 2502.05505): candidates whose noisy votes stand out of the noise survive and have children, which
 are the same photographs with all parameters a little changed. Every condition keeps the share of
-the candidates that the study gave it: how many patients have it is neither used nor shown.
+the candidates that the study gave it, whatever the number of its patients. Where conditions share
+winners, those of all are weighed by their noisy votes, so what many patients have decides more
+about the cameras of what few have; of their numbers, a tally tells what its noise leaves.
 
 Axis letters: N candidates.
 """

@@ -18,7 +18,7 @@ from fundusgen.phantom.camera import CAMERA_STYLES
 from fundusgen.phantom.ink import pour_vessels
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.patients import draw_phantom
-from fundusgen.phantom.render import Phantom, lesion_masks, render
+from fundusgen.phantom.render import Phantom, _view, lesion_masks, render
 from fundusgen.phantom.retina import draw_retina
 from fundusgen.phantom.vessels import VesselLevel
 from fundusgen.phantom.view import View
@@ -162,6 +162,35 @@ def test_masks_are_where_the_picture_changes() -> None:
     change = np.abs(render(ill, 128).astype(int) - render(well, 128)).sum(axis=2)
     assert change[covered > 128].mean() > 20
     assert change[covered == 0].mean() < 2
+
+
+@pytest.mark.parametrize("style", CAMERA_STYLES)
+def test_no_mask_reaches_beyond_the_field_of_view(style: str) -> None:
+    for number in range(6):
+        ill = draw_phantom(number, 1, "dr3", style)
+        black = (render(ill, 128) == 0).all(axis=2)
+        assert black.any()
+        for mask in lesion_masks(ill, 128).values():
+            assert mask[black].max() < 128
+
+
+def test_what_lies_around_the_disc_is_not_masked_behind_it() -> None:
+    shrunk = [draw_phantom(number, 1, "myopia", "salmon") for number in range(12)]
+    seen = 0
+    for eye in shrunk:
+        around = lesion_masks(eye, 256).get("peripapillary")
+        if around is None:
+            continue
+        seen += 1
+        view = _view(eye, 256)
+        disc = eye.anatomy.disc
+        column = 128 + view.mirror * (disc.x_deg - view.centre_deg[0]) * view.px_per_deg
+        row = 128 + (disc.y_deg - view.centre_deg[1]) * view.px_per_deg
+        if 8 < column < 248 and 8 < row < 248:
+            middle = around[int(row) - 3 : int(row) + 4, int(column) - 3 : int(column) + 4]
+            assert middle.max() == 0
+            assert around.max() > 0
+    assert seen > 3
 
 
 def test_an_artery_at_256_px_has_a_light_reflex_and_a_vein_has_none() -> None:
