@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -30,6 +31,8 @@ Condition = Literal[
     "hypertension", "other", "unknown",
 ]  # fmt: skip
 ModelKind = Literal["vae", "gan"]
+# Of a ballot, for what patients say beside their votes.
+_LEAST_SHARE = 0.01
 Stage = Literal["votes", "dpsgd"]
 # Site names become folder names on the server, so they are checked wherever they arrive.
 SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
@@ -171,6 +174,12 @@ class PriorSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 7e-4
 
 
+def _none_or_enough(share: float) -> float:
+    if 0 < share < _LEAST_SHARE:
+        raise ValueError(f"should be 0, or at least {_LEAST_SHARE}: less would be noise alone")
+    return share
+
+
 class VotesStage(Settings):
     """Rounds in which patients vote for the phantoms most like them.
 
@@ -196,7 +205,7 @@ class VotesStage(Settings):
     nearest: Annotated[int, Field(ge=1, le=1000)] = 1
     variation: Annotated[float, Field(ge=0, le=1)] = 0.3
     trusted_ancestors: Annotated[float, Field(ge=0, le=1000)] = 2.0
-    appearance_share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
+    appearance_share: Annotated[float, Field(ge=0, le=0.9), AfterValidator(_none_or_enough)] = 0.2
     refit_phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
     refit_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1500
 

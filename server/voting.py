@@ -6,7 +6,7 @@ that the whole evolution can be followed afterwards.
 
     votes/encoder.safetensors   the vote space
     votes/poll-NNNN.*           candidates of a vote: features and conditions, and lineages
-    votes/tally-NNNN.*          the sum of the sites' noisy votes, and who stood out
+    votes/tally-NNNN.*          the sum of the sites' noisy votes and statements, and who stood out
 
 Where patients also say how their photographs look, the phantoms that are drawn after the winners
 are developed alike (`fundusgen.training.appearance`). Candidates are not: votes choose cameras, and
@@ -135,7 +135,7 @@ class Voting:
         return _arrays(arrays)
 
     def count(self, vote: int, votes: Sequence[SiteVotes]) -> Tally:
-        """Add up the sites' noisy votes, and keep what came of it.
+        """Add up what the sites said in noise, and keep what came of it.
 
         Args:
             vote: Its number.

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from fundusgen.errors import PrivacyError
 
-# Lengths of the vector of values, and of that of their squares less one, at which they are cut. A
-# patient like the average of what the units were taken from has about sqrt(D) and sqrt(2 D):
-# 5 and 7 at 24 values. Twice and four times as much leaves most of those as they are who differ.
+# Lengths of the vector of values, and of that of their squares less one, which together fill a
+# statement: it is cut where both are longer, or one of them by sqrt(2). A patient like the average
+# of what the units were taken from has about sqrt(D) and sqrt(2 D): 5 and 7 at 24 values. Twice and
+# four times as much leaves most of those as they are who differ.
 VALUES_BOUND, SQUARES_BOUND = 12.0, 30.0
 # Below, a variance is taken for noise.
 _LEAST_VARIANCE = 0.05
@@ -106,7 +107,8 @@ def moments(total_S: NDArray[np.float64], patients: int, share: float, deviation
     """Read the sum of noisy statements: post-processing.
 
     Whose statements were cut is not known, so means and variances of what is far from the units'
-    own come out too small.
+    own come out too small; and where more patients are declared than there are, both come out
+    nearer to the units' own, by the ratio.
 
     Args:
         total_S: (2 D,) sum of all sites' noisy statements, as `joint` scaled them.

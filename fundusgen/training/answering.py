@@ -447,8 +447,11 @@ def prepare_device(settings: SiteSettings) -> torch.device:
     Raises:
         SiteError: There is no such device here.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    # Said in either case: until it is said, libraries may choose anew for every product.
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    # Of two kernels, the one that is faster now may round differently from the one before.
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -103,7 +103,8 @@ class Development:
 def appearance_of(images_NSSC: NDArray[np.uint8]) -> Floats:
     """Measure images.
 
-    Guarantee: a row is a function of its image alone.
+    Guarantee: a row is a function of its image alone, up to the rounding of float64; where that
+        matters, pass the images of one patient only.
     Edge cases: an image that is black all over has finite numbers too.
 
     Args:

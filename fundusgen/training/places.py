@@ -14,14 +14,17 @@ Axes: P patients, K views, S side, Z latent.
 import hashlib
 import json
 import logging
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import opacus
 import torch
 from torch import Tensor, nn
 
+from fundusgen.code import code_hash
 from fundusgen.data.patients import PatientDataset
 from fundusgen.models.factory import build_model, private_names
 from fundusgen.models.gan import GAN
@@ -35,6 +38,8 @@ from fundusgen.training.patient_loss import GanLoss, PatientTask, PatientViews, 
 log = logging.getLogger("fundusgen.client")
 
 _TRIES = 2
+# Libraries that read from the environment which kernels to take.
+_LIBRARIES = ("ONEDNN_", "DNNL_", "MKL_", "OMP_", "OPENBLAS_", "KMP_", "CUBLAS_", "TORCH_", "ATEN_")
 
 
 def batch_that_holds(
@@ -50,7 +55,8 @@ def batch_that_holds(
     Guarantee: depends on the study, this machine and its settings; no patient is looked at. A
         batch of more than one is returned only where gradients and their norms were equal to the
         bit at all of its places, for random weights and images.
-    Edge cases: what was kept and cannot be read is found out again.
+    Edge cases: what was kept and cannot be read is found out again, as is what was kept by other
+        code or libraries; what cannot be kept is used all the same.
 
     Args:
         study: The study, with DP-SGD.
@@ -76,8 +82,11 @@ def batch_that_holds(
             wanted, found,
         )  # fmt: skip
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"batch_patients": found})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"batch_patients": found})
+        except OSError as error:
+            log.warning("the size of batches could not be kept, and is found out again: %s", error)
     return found
 
 
@@ -94,7 +103,7 @@ def equal_at_all_places(
     """
     if size == 1:
         return True
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         model = build_model(study)
         with torch.no_grad():
@@ -154,12 +163,14 @@ def _patient(study: Study, model: nn.Module) -> tuple[Tensor, ...]:
 
 
 def _digest(study: Study, wanted: int, mode: GradSampleMode, device: torch.device) -> str:
-    """Name what decides how kernels share out their work."""
+    """Name what decides how kernels share out their work: code, libraries, machine, settings."""
     machine = [
-        torch.__version__, torch.__config__.show(), torch.get_num_threads(), str(device),
-        torch.cuda.get_device_name(device) if device.type == "cuda" else "",
-        torch.backends.cpu.get_cpu_capability(), _processor(),
+        code_hash(), torch.__version__, opacus.__version__, torch.__config__.show(),
+        torch.get_num_threads(), str(device), torch.backends.cpu.get_cpu_capability(), _processor(),
+        sorted(item for item in os.environ.items() if item[0].startswith(_LIBRARIES)),
     ]  # fmt: skip
+    if device.type == "cuda":
+        machine += [torch.cuda.get_device_name(device), torch.backends.cudnn.version()]  # type: ignore[no-untyped-call]
     asked = [study.model.model_dump(mode="json"), study.image_size, len(study.conditions),
              study.dpsgd.views_per_patient, wanted, mode]  # fmt: skip
     return hashlib.sha256(json.dumps([machine, asked]).encode()).hexdigest()[:20]

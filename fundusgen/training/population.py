@@ -2,7 +2,7 @@
 
 Kept beside the study's network: lineages and shares, from which any number of new phantoms like the
 winners is drawn, at any size, with all the detail that the simulator has and a network smooths out.
-Made of noisy votes alone, so drawing costs nothing.
+Made of what sites said in noise alone, so drawing costs nothing.
 
 Axis letters: N candidates or images, S side in pixels.
 """
@@ -24,6 +24,8 @@ from fundusgen.training.evolution import Generation, Parents, children_of
 
 POPULATION_FILE = "population.json"
 FORMAT = 2
+# More than any development that `fundusgen.training.appearance.development` finds.
+_MOST_SLOPE, _MOST_OFFSET = 10.0, 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,13 @@ def load_population(folder: Path) -> VotedPopulation:
     path = folder / POPULATION_FILE
     try:
         content = json.loads(path.read_text())
-        version, simulator = content["format"], content["simulator"]
+        drawn_by = (content["format"], content["simulator"])
+        if drawn_by != (FORMAT, SIMULATOR_VERSION):
+            raise ModelError(
+                f"The population in {folder} has format {drawn_by[0]}, of simulator {drawn_by[1]}",
+                expected=f"format {FORMAT}, of simulator {SIMULATOR_VERSION}",
+                remedy="Use the version of fundusgen that wrote it",
+            )
         population = VotedPopulation(
             tuple(map(str, content["conditions"])),
             int(content["image_size"]),
@@ -151,7 +159,7 @@ def load_population(folder: Path) -> VotedPopulation:
             Parents(generation_of(content), np.array(content["shares"], dtype=np.float64)),
             _development_of(content["development"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(
             f"There is no whole population of phantoms in {folder}: {' '.join(str(error).split())}",
             expected=f"{POPULATION_FILE}, as a study with votes leaves it",
@@ -165,12 +173,6 @@ def load_population(folder: Path) -> VotedPopulation:
             expected="one of each",
             remedy="Give a finished run of a study with votes",
         )
-    if (version, simulator) != (FORMAT, SIMULATOR_VERSION):
-        raise ModelError(
-            f"The population in {folder} has format {version}, of simulator {simulator}",
-            expected=f"format {FORMAT}, of simulator {SIMULATOR_VERSION}",
-            remedy="Use the version of fundusgen that wrote it",
-        )
     return population
 
 
@@ -180,15 +182,15 @@ def _development_of(content: dict[str, list[float]] | None) -> Development | Non
     Raises:
         KeyError: Something is missing.
         TypeError: Something is of another type.
-        ValueError: There are not as many numbers as an appearance has, or one is not finite.
+        ValueError: There are not as many numbers as an appearance has, or one is out of range.
     """
     if content is None:
         return None
     slope_A, offset_A = (np.array(content[name], np.float64) for name in ("slope_A", "offset_A"))
     if not slope_A.shape == offset_A.shape == (NUMBERS,):
         raise ValueError(f"a development has {NUMBERS} slopes and offsets")
-    if not (np.isfinite(slope_A).all() and np.isfinite(offset_A).all()):
-        raise ValueError("a development is finite")
+    if not (np.abs(slope_A) <= _MOST_SLOPE).all() or not (np.abs(offset_A) <= _MOST_OFFSET).all():
+        raise ValueError("a development changes less than that")
     return Development(slope_A, offset_A)
 
 

@@ -65,7 +65,7 @@ def prepare_vote(
     Args:
         poll: What the server sent, from `load_poll`.
         patients: The site's patients, with conditions as places in the study's list.
-        noise_multiplier: Standard deviation of the noise on every candidate's votes.
+        noise_multiplier: Standard deviation of the noise on every entry of the tally.
         noise: Source of the mechanism's randomness.
         device: Where to compute.
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from small_study import (
     approve,
@@ -420,6 +421,33 @@ def test_weights_that_are_not_finite_are_refused_and_cost_nothing(site, value: f
 def test_a_mechanism_that_cannot_be_built_costs_nothing(site, changes, word) -> None:
     assert refused(site, request_for(small_study(**changes))) is word
     assert rows(site) == ()
+
+
+def test_a_site_trains_in_batches_whose_places_are_alike(site, monkeypatch) -> None:
+    settings = site.settings().model_copy(
+        update={"threads": 2, "batch_patients": 7, "grad_sample_mode": "hooks"}
+    )
+    site.write(settings, site.policy())
+    asked, given = [], []
+    prepare = answering.prepare_round
+
+    def holds(study: Study, wanted: int, **how: object) -> int:
+        # Found out with the threads that will be trained with.
+        asked.append((study, wanted, how["mode"], how["kept"], torch.get_num_threads()))
+        return 3
+
+    def prepared(*what: object, **how: object) -> object:
+        given.append((how["batch_patients"], how["grad_sample_mode"]))
+        return prepare(*what, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(answering, "batch_that_holds", holds)
+    monkeypatch.setattr(answering, "prepare_round", prepared)
+    study = small_study()
+    before = torch.get_num_threads()
+    answered(site, study)
+    torch.set_num_threads(before)
+    assert asked == [(study, 7, "hooks", site.cache, 2)]
+    assert given == [(3, "hooks")]
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "meta", "no device"])

@@ -1,12 +1,14 @@
 """The phantoms that won a vote, as a generator."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from small_votes import votes_study
 
 from fundusgen.errors import ModelError
+from fundusgen.training.appearance import NUMBERS, Development
 from fundusgen.training.evolution import Parents, first_generation
 from fundusgen.training.population import (
     POPULATION_FILE,
@@ -83,6 +85,30 @@ def test_a_population_that_cannot_be_drawn_as_it_was_is_refused(tmp_path, spoil)
     path = tmp_path / POPULATION_FILE
     path.write_text(spoil(path.read_text()))
     with pytest.raises(ModelError, match="population"):
+        load_population(tmp_path)
+
+
+def test_a_development_is_written_and_read_and_what_is_none_is_refused(tmp_path) -> None:
+    made = Development(np.full(NUMBERS, 1.1), np.linspace(-0.4, 0.4, NUMBERS))
+    written = replace(population(elected=[0, 1]), development=made)
+    save_population(tmp_path, written)
+    lineages = written.lineages(np.array([0, 1]), seed=3)
+    developed = load_population(tmp_path).images(lineages)
+    assert np.array_equal(developed, written.images(lineages))
+    plain = replace(written, development=None).images(lineages)
+    assert not np.array_equal(developed, plain)
+    path = tmp_path / POPULATION_FILE
+    whole = json.loads(path.read_text())
+    for slopes in ([1.0], [float("nan")] * NUMBERS, [1e300] * NUMBERS, [10**400] * NUMBERS, "x"):
+        path.write_text(json.dumps({**whole, "development": {
+            "slope_A": slopes, "offset_A": [0.0] * NUMBERS}}))  # fmt: skip
+        with pytest.raises(ModelError, match="no whole population"):
+            load_population(tmp_path)
+    # Written before there were developments.
+    path.write_text(
+        json.dumps({**{k: v for k, v in whole.items() if k != "development"}, "format": 1})
+    )
+    with pytest.raises(ModelError, match="has format 1"):
         load_population(tmp_path)
 
 

@@ -189,6 +189,8 @@ UNITS: dict[str, tuple[float, float]] = {
     "next to nothing": (0.0, 1e-38),
     "far away": (3e38, 1e-38),
     "huge": (0.0, 3e38),
+    # Values too large to be squared: the same for everybody, whatever their photographs.
+    "silent": (3e38, 1e-45),
 }
 
 
@@ -213,11 +215,52 @@ def test_ballot_and_statement_of_one_patient_move_the_reply_by_1_at_most_in_what
     for patient in range(len(dataset)):
         others = total(without(dataset, patient))
         moved = sum((one - other) ** 2 for one, other in zip(everyone, others, strict=True))
-        # A server may not find units in which a patient falls silent, or none could be told apart.
-        assert 0.5 < moved <= 1
+        assert moved <= 1
+        # Of which the statement has its share, unless all are silent in such units.
+        of_statement = zip(everyone[CANDIDATES:], others[CANDIDATES:], strict=True)
+        said = float(sum((one - other) ** 2 for one, other in of_statement))
+        assert said == 0 if kind == "silent" else 1e-4 < said <= 0.3
     reply = cast_votes(vote(dataset, asked, **both))
     released = np.concatenate([reply[VOTES], reply[APPEARANCE]])
     np.testing.assert_allclose(released, [float(sum_) for sum_ in everyone], atol=1e-4)
+
+
+def hostile_units(dataset: PatientDataset) -> Units:
+    """Units in which the last bit of one patient's appearance is all of their statement."""
+    first = appearance_of(dataset.pixels(dataset.images_of(5)))[0]
+    return Units(first.astype(np.float32).astype(np.float64), np.full(NUMBERS, 1e-38))
+
+
+def test_what_a_patient_contributes_depends_on_nobody_else_to_the_last_bit(pixels) -> None:
+    dataset = patients(pixels)
+    asked = asked_with(units=hostile_units(dataset))
+    both = {"stages": {"votes": ASKS_BOTH, "dpsgd": None}}
+
+    def said(data: PatientDataset) -> dict[str, bytes]:
+        prepared = vote(data, asked, **both)
+        return {
+            name: contribution(prepared, place).tobytes()
+            for place, name in enumerate(data.patient_ids)
+        }
+
+    everyone = said(dataset)
+    for patient, name in enumerate(dataset.patient_ids):
+        alone = dataset.subset(dataset.images_of(patient))
+        assert said(alone) == {name: everyone[name]}
+        others = {key: value for key, value in everyone.items() if key != name}
+        assert said(without(dataset, patient)) == others
+
+
+def test_the_order_of_patients_changes_no_bit_of_votes_and_statements(pixels) -> None:
+    dataset = patients(pixels)
+    order = [image for patient in (5, 0, 7, 3, 1, 6, 2, 4) for image in dataset.images_of(patient)]
+    asked = asked_with(units=hostile_units(dataset))
+    both = {"stages": {"votes": ASKS_BOTH, "dpsgd": None}}
+    first, second = (
+        cast_votes(vote(data, asked, **both)) for data in (dataset, dataset.subset(np.array(order)))
+    )
+    for name in (VOTES, APPEARANCE):
+        assert first[name].tobytes() == second[name].tobytes()
 
 
 def test_a_statement_is_made_of_all_images_of_a_patient_and_of_no_other_s(pixels) -> None:
