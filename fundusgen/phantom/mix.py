@@ -36,6 +36,6 @@ def mixed_places(conditions: Sequence[str], count: int) -> NDArray[np.int64]:
     weights = np.array([DEFAULT_MIX.get(name, 0.0) for name in conditions])
     if not weights.any():
         weights = np.ones(len(conditions))
-    bounds = np.cumsum(weights) / weights.sum()
-    places = np.searchsorted(bounds, (np.arange(count) + 0.5) / count, side="right")
+    bounds = np.cumsum(weights)
+    places = np.searchsorted(bounds / bounds[-1], (np.arange(count) + 0.5) / count, side="right")
     return places.astype(np.int64)
