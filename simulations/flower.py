@@ -26,6 +26,7 @@ import httpx
 import fundusgen
 from fundusgen.errors import RunError
 from simulations.control import COMPLETED, Control, FlowerRun
+from simulations.interrupts import Interrupts
 
 _GUARDIAN = Path(fundusgen.__file__).with_name("guardian.py")
 _START_LIMIT_S = 60.0
@@ -79,18 +80,22 @@ class LocalFlower:
         self._start_of_log = 0
         self._guardian: subprocess.Popen[bytes] | None = None
         self._control: Control | None = None
+        self._interrupts = Interrupts()
 
     def __enter__(self) -> Self:
         """Start the SuperLink and wait until it answers."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self._interrupts.__enter__()
         try:
             for _ in range(_PORT_TRIES):
                 if self._start(_free_port()):
                     return self
         except BaseException:
+            self._interrupts.__exit__(None, None, None)
             self._stop()
             raise
+        self._interrupts.__exit__(None, None, None)
         raise RunError(
             f"no port for Flower's SuperLink: {_PORT_TRIES} free ports were taken by others "
             "before it could use them",
@@ -104,6 +109,7 @@ class LocalFlower:
         traceback: TracebackType | None,
     ) -> None:
         """End every process that was started."""
+        self._interrupts.__exit__(kind, error, traceback)
         self._stop()
 
     def run(
@@ -236,6 +242,7 @@ class LocalFlower:
         return self._guardian is not None and self._guardian.poll() is None
 
     def _check_superlink(self) -> None:
+        self._interrupts.check()
         if not self._alive():
             raise self._broken("Flower's SuperLink ended during the run")
 
