@@ -162,7 +162,7 @@ class Postprocess:
         )
         entry: dict[str, object] = {
             "round": round_number, "stage": "votes", "elected": tally.elected,
-            "undecided": list(tally.undecided), "appearance": tally.appearance,
+            "undecided": list(tally.undecided), "appearance": voting.appearance_noise(round_number),
         }  # fmt: skip
         self._append_metrics(entry, sites, seconds)
         self._draw_winners(voting, round_number)

@@ -86,8 +86,6 @@ class Tally:
         patients: Declared patients of all sites that voted.
         elected: Candidates that stood out of it.
         undecided: Conditions in which nobody did.
-        appearance: What this vote and those before tell of how photographs look: the standard
-            deviation of the noise in a mean, over that among phantoms; None where not asked.
     """
 
     vote: int
@@ -95,7 +93,6 @@ class Tally:
     patients: int
     elected: int
     undecided: tuple[str, ...]
-    appearance: float | None
 
 
 class Voting:
@@ -153,12 +150,20 @@ class Voting:
         path = self._file("tally", vote)
         write_atomically(path, save(totals))
         elected = int(np.count_nonzero(result.heard_N))
-        tally = Tally(vote, deviation, patients, elected, undecided, None)
+        tally = Tally(vote, deviation, patients, elected, undecided)
         write_json(path.with_suffix(".json"), asdict(tally))
-        if self.study.votes.appearance_share:
-            tally = replace(tally, appearance=self._moments(vote).mean_deviation)
-            write_json(path.with_suffix(".json"), asdict(tally))
         return tally
+
+    def appearance_noise(self, vote: int) -> float | None:
+        """How well this vote and those before tell how photographs look; None where not asked.
+
+        Returns:
+            Standard deviation of the noise in a mean, over that among phantoms.
+
+        Raises:
+            RunError: The folder lacks a vote.
+        """
+        return self._moments(vote).mean_deviation if self.study.votes.appearance_share else None
 
     def population(self, vote: int) -> VotedPopulation:
         """Return what a vote left, from which phantoms like its winners are drawn.

@@ -86,16 +86,16 @@ class LocalFlower:
         """Start the SuperLink and wait until it answers."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        self._interrupts.__enter__()
+        self._interrupts.listen()
         try:
             for _ in range(_PORT_TRIES):
                 if self._start(_free_port()):
                     return self
         except BaseException:
-            self._interrupts.__exit__(None, None, None)
+            self._interrupts.leave()
             self._stop()
             raise
-        self._interrupts.__exit__(None, None, None)
+        self._interrupts.leave()
         raise RunError(
             f"no port for Flower's SuperLink: {_PORT_TRIES} free ports were taken by others "
             "before it could use them",
@@ -109,7 +109,7 @@ class LocalFlower:
         traceback: TracebackType | None,
     ) -> None:
         """End every process that was started."""
-        self._interrupts.__exit__(kind, error, traceback)
+        self._interrupts.leave()
         self._stop()
 
     def run(

@@ -7,12 +7,11 @@ which happens on a busy machine. So it is also remembered, and raised again wher
 
 import signal
 import threading
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
 
 class Interrupts:
-    """Remembers Ctrl-C while it is entered, as a context manager.
+    """Remembers Ctrl-C from `listen` to `leave`.
 
     Only in the main thread, and where Ctrl-C raises `KeyboardInterrupt` at all: a process that was
     started with it ignored goes on ignoring it.
@@ -23,7 +22,7 @@ class Interrupts:
         self._came = False
         self._listening = False
 
-    def __enter__(self) -> Self:
+    def listen(self) -> None:
         """Begin to listen."""
         if (
             threading.current_thread() is threading.main_thread()
@@ -31,15 +30,9 @@ class Interrupts:
         ):
             self._listening = True
             signal.signal(signal.SIGINT, self._remember)
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave Ctrl-C as it was."""
+    def leave(self) -> None:
+        """Leave Ctrl-C as it was; as often as one likes."""
         if self._listening:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self._listening = False
@@ -48,7 +41,7 @@ class Interrupts:
         """Raise what was lost.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed since this was entered.
+            KeyboardInterrupt: Ctrl-C was pressed while this listened.
         """
         if self._came:
             raise KeyboardInterrupt

@@ -26,6 +26,7 @@ from fundusgen.site import SiteSettings
 from fundusgen.study import Study
 from fundusgen.training.answering import prepare_device
 from fundusgen.training.local import PreparedRound, load_model, prepare_round
+from fundusgen.training.places import batch_that_holds
 from fundusgen.training.poll import Poll
 from fundusgen.training.voting import cast_votes, prepare_vote
 
@@ -90,17 +91,21 @@ def rehearse(study: Study, settings: SiteSettings, *, noise_multiplier: float) -
         ModelError: The study's model cannot be built, or its private subset matches nothing.
     """
     device = prepare_device(settings)
-    rate, size = study.dpsgd.sample_rate, settings.batch_patients
-    declared = settings.data.declared_patients
-    patients = min(max(1, round(rate * declared)), _MOST_BATCHES * size)
+    rate, declared = study.dpsgd.sample_rate, settings.data.declared_patients
     load, _, _ = os.getloadavg()
     try:
+        # As a round does: it may have to take fewer at a time than the site would like.
+        size = batch_that_holds(
+            study, settings.batch_patients, mode=settings.grad_sample_mode, device=device
+        )
+        settings = settings.model_copy(update={"batch_patients": size})
+        patients = min(max(1, round(rate * declared)), _MOST_BATCHES * size)
         besides_s, step_s = _timed(study, settings, noise_multiplier, patients, device)
     # Torch says in a plain RuntimeError that memory, or an operation of the device, is missing.
     except (RuntimeError, MemoryError) as error:
         raise RunError(
             f"A step of this study fails on this machine: {' '.join(str(error).split())[:200]}",
-            expected=f"memory for the gradients of {size} patients on {device}",
+            expected=f"memory for the gradients of {settings.batch_patients} patients on {device}",
             remedy="Lower `batch_patients` in site.yaml, or choose another `device` there",
         ) from error
     batches = expected_batches(declared, rate, size)

@@ -20,10 +20,11 @@ class Ends:
         for _ in range(1000):
             pass
 
-with Interrupts() as interrupts:
-    Ends()
-    print("went on", flush=True)
-    interrupts.check()
+interrupts = Interrupts()
+interrupts.listen()
+Ends()
+print("went on", flush=True)
+interrupts.check()
 print("not reached")
 """
 
@@ -37,22 +38,28 @@ def test_an_interrupt_that_python_forgets_is_raised_at_the_next_check() -> None:
 
 def test_an_interrupt_is_raised_at_once_as_ever_and_ctrl_c_is_left_as_it_was() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with Interrupts() as interrupts:
+    interrupts = Interrupts()
+    interrupts.listen()
+    try:
         interrupts.check()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         # Whoever goes on in spite of it is told again.
         with pytest.raises(KeyboardInterrupt):
             interrupts.check()
+    finally:
+        interrupts.leave()
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Interrupts() as interrupts:
-            os.kill(os.getpid(), signal.SIGINT)
-            interrupts.check()
+        interrupts = Interrupts()
+        interrupts.listen()
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupts.check()
+        interrupts.leave()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
