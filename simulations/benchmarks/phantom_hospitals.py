@@ -7,13 +7,15 @@ N images, S side in pixels, C colours.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from fundusgen.evaluation.colour import ColourFeatures
+from fundusgen.evaluation.features import FeatureExtractor
 from fundusgen.evaluation.imagenet import ImageNetFeatures
 from fundusgen.phantom.site import write_site_folder
 from simulations.benchmarks.quality_context import Context, Row, mixed_labels
@@ -39,20 +41,34 @@ def phantom_hospitals(out: Path) -> tuple[Context, Callable[[NDArray[np.uint8]],
         What makers of images are given, and a function that gives the KID x1000, by ImageNet
         features, of images (N, S, S, 3) to the patients whom no maker sees.
     """
+    context, kids_of = _judged(out, [ImageNetFeatures()])
+    return context, lambda images_NSSC: kids_of(images_NSSC)["imagenet"]
+
+
+def phantom_hospitals_and_colours(
+    out: Path,
+) -> tuple[Context, Callable[[NDArray[np.uint8]], dict[str, float]]]:
+    """As `phantom_hospitals`, with the KID x1000 by `imagenet` and by `colour` features."""
+    return _judged(out, [ImageNetFeatures(), ColourFeatures()])
+
+
+def _judged(
+    out: Path, extractors: Sequence[FeatureExtractor]
+) -> tuple[Context, Callable[[NDArray[np.uint8]], dict[str, float]]]:
     data = out / "hospitals"
     for number, (camera, gammas, blur_px) in enumerate(_HOSPITALS):
         if not (data / camera).is_dir():
             _write_hospital(data / camera, number, camera, gammas, blur_px)
     settings = Settings(data, out, out / "cache", _IMAGES, _SIZE_PX, replicates=50)
     hospitals = load_hospitals(settings)
-    judge = Judge(settings, hospitals, [ImageNetFeatures()])
+    judge = Judge(settings, hospitals, extractors)
     (out / "work").mkdir(exist_ok=True)
 
-    def kid_of(images_NSSC: NDArray[np.uint8]) -> float:
-        record = judge.record(Row("tried", None, 0, images_NSSC))
-        return 1000 * float(record["metrics"]["imagenet"]["kid"]["value"])
+    def kids_of(images_NSSC: NDArray[np.uint8]) -> dict[str, float]:
+        metrics = judge.record(Row("tried", None, 0, images_NSSC))["metrics"]
+        return {name: 1000 * float(found["kid"]["value"]) for name, found in metrics.items()}
 
-    return Context(hospitals.train, _SIZE_PX, mixed_labels(_IMAGES), out / "work"), kid_of
+    return Context(hospitals.train, _SIZE_PX, mixed_labels(_IMAGES), out / "work"), kids_of
 
 
 def _write_hospital(

@@ -99,12 +99,26 @@ def gan_voted(context: Context, epsilon: float | None, seed: int) -> NDArray[np.
 
 def gan_voted_and_tuned(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the GAN after votes, refit and DP-SGD on a part of its discriminator."""
-    server = after_votes(
-        context, epsilon, seed, dpsgd={}, refit=True, label="gan-votes",
-        prior=_PRIOR, model=_GAN, rounds=_ROUNDS, federation=_FEDERATION,
-    )  # fmt: skip
+    server = voted_server(context, epsilon, seed)
     train(context, server, epsilon)
     return drawn(context, server.study, server.state.drawn_from)
+
+
+def voted_server(
+    context: Context, epsilon: float | None, seed: int, **study_settings: Any
+) -> Postprocess:
+    """Hold the votes of a GAN that DP-SGD goes on with, and refit it.
+
+    Args:
+        context: Gives the hospitals.
+        epsilon: Of both stages; None where nothing is to be hidden.
+        seed: Of the study.
+        **study_settings: See `study_of`.
+    """
+    return after_votes(
+        context, epsilon, seed, dpsgd={}, refit=True, label="gan-votes",
+        prior=_PRIOR, model=_GAN, rounds=_ROUNDS, federation=_FEDERATION, **study_settings,
+    )  # fmt: skip
 
 
 def gan_from_scratch(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:

@@ -41,11 +41,16 @@ def voted(
 ) -> NDArray[np.uint8]:
     """Draw phantoms like those that won the votes."""
     server = after_votes(context, epsilon, seed, dpsgd=None, refit=False, votes=votes)
+    return winners(context, server)
+
+
+def winners(context: Context, server: Postprocess) -> NDArray[np.uint8]:
+    """Draw phantoms like those that won the votes of a study."""
     if server.voting is None:
         raise AssertionError("the study has votes")
     places = np.array([STUDIED.index(label) for label in context.labels_N], dtype=np.int64)
     population = server.voting.population(server.study.votes_rounds)
-    return population.images(population.lineages(places, seed))
+    return population.images(population.lineages(places, server.study.seed))
 
 
 def refitted(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:

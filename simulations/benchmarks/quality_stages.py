@@ -67,6 +67,7 @@ def study_of(
     model: Mapping[str, Any] = TUNED,
     rounds: int = ROUNDS,
     federation: Mapping[str, Any] = {},
+    privacy: Mapping[str, Any] = {},
 ) -> Study:
     """A study of the benchmark's hospitals.
 
@@ -79,6 +80,7 @@ def study_of(
         model: Settings of the model.
         rounds: Of DP-SGD.
         federation: What differs from the settings of `real.yaml`.
+        privacy: Settings besides its target.
     """
     chosen = {"dpsgd": DPSGD, **stages}
     return Study.model_validate(
@@ -91,7 +93,7 @@ def study_of(
             "prior": prior,
             "stages": chosen,
             # Where nothing is hidden, the target only has to be one that can be calibrated for.
-            "privacy": {"target_epsilon": epsilon or 8},
+            "privacy": {"target_epsilon": epsilon or 8, **privacy},
             "federation": {
                 **_FEDERATION, "rounds": rounds if chosen["dpsgd"] else 0, **federation,
             },

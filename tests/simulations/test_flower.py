@@ -117,7 +117,10 @@ def test_a_missing_flower_is_told_with_the_place_it_was_looked_for(
 def test_a_runtime_process_dying_during_a_run_is_a_run_error(victim: str, tmp_path: Path) -> None:
     def kill() -> None:
         for process in Path("/proc").glob("[0-9]*"):
-            command = (process / "cmdline").read_bytes().split(b"\0")
+            try:
+                command = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # another process, which ended between the listing and the reading
+                continue
             # Both command lines hold the port and the SuperLink's path, at different places.
             program = b" ".join(command[:4]).split(b" --")[0]
             if str(runtime.port).encode() in command and program.endswith(victim.encode()):
