@@ -31,7 +31,7 @@ from fundusgen.training.fitting import FitProgress, fit
 from fundusgen.training.phantoms import study_phantoms
 from fundusgen.training.population import save_population
 from fundusgen.training.prior import load_prior
-from server.generator import GeneratorServer
+from server.generator import GeneratorServer, Health
 from server.optimizer import server_step, variance_of_average
 from server.voting import SiteVotes, Voting
 
@@ -255,14 +255,19 @@ class Postprocess:
             self.state = replace(self.state, kept=old.drawn_from)
             if not old.kept:
                 log.warning(
-                    "round %d: the generator has collapsed: the diversity of its pictures is %s, "
-                    "and should be at least %.2f; the one of round %d is kept",
-                    self.state.round_number, health.diversity, health.floor, old.round_number,
+                    "round %d: the generator has collapsed%s: the diversity of its pictures is "
+                    "%s, and should be at least %.2f and half of the prior's in every condition; "
+                    "the one of round %d is kept",
+                    self.state.round_number, _where(health), health.diversity, health.floor,
+                    old.round_number,
                 )  # fmt: skip
         elif old.kept:
             self.state = replace(self.state, kept={})
             log.info("round %d: the generator draws well again", self.state.round_number)
-        return {"diversity": health.diversity, "floor": health.floor, "collapsed": health.collapsed}
+        return {
+            "diversity": health.diversity, "floor": health.floor, "collapsed": health.collapsed,
+            "collapsed_conditions": list(health.collapsed_conditions),
+        }  # fmt: skip
 
     def _tell_refit(self, progress: FitProgress) -> None:
         """Say now and then how far the longest work of a server is."""
@@ -316,6 +321,11 @@ class Postprocess:
         latent = torch.zeros(len(images), model.latent)
         loss = float(model(images, conditions, latent).mean())
         return loss if math.isfinite(loss) else None
+
+
+def _where(health: Health) -> str:
+    names = health.collapsed_conditions
+    return f" in {', '.join(names)}" if names else ""
 
 
 def _first(study: Study, run: RunFolder) -> Checkpoint:

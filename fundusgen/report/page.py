@@ -135,9 +135,11 @@ def _collapsed(rounds: list[dict[str, Any]]) -> str:
     good = [entry["round"] for entry in watched if not entry["generator"]["collapsed"]]
     kept = f"that of round {good[-1]}" if good else "that of before the first round"
     found = watched[-1]["generator"]
+    names = ", ".join(escape(name) for name in found["collapsed_conditions"])
     return (
         "<h2>The generator collapsed</h2><p>In the end its pictures of one condition hardly "
-        f"differed (diversity {found['diversity'] or 0:.2f}, floor {found['floor']:.2f}). "
+        f"differed{' in ' if names else ''}{names} (diversity {found['diversity'] or 0:.2f}, floor "
+        f"{found['floor']:.2f}; half of the prior's in every condition). "
         f"What was exported is the last that drew well, {kept}. Fewer or smaller steps of the "
         "generator may help (model.generator_steps, model.generator_learning_rate).</p>"
     )

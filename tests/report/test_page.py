@@ -48,7 +48,7 @@ def page(run: RunFolder, chosen: Study, *entries: dict[str, object]) -> str:
 
 def watched(collapsed: bool) -> dict[str, object]:
     return {"steps": 3, "accuracy": 0.625, "diversity": 12.34, "floor": 20.0,
-            "collapsed": collapsed}  # fmt: skip
+            "collapsed": collapsed, "collapsed_conditions": ["amd"] * collapsed}  # fmt: skip
 
 
 def test_a_round_of_a_gan_says_what_its_generator_did(run) -> None:
@@ -73,6 +73,7 @@ def test_a_collapse_is_told_with_the_round_that_was_kept(run) -> None:
     )  # fmt: skip
     assert "The generator collapsed" in text
     assert "that of round 1" in text
+    assert "hardly differed in amd (" in text
     assert "not finite" in text
 
 

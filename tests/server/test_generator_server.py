@@ -12,7 +12,8 @@ import torch
 
 from fundusgen.federation.checkpoint import latest_checkpoint
 from fundusgen.federation.weights import Weights
-from fundusgen.models.factory import build_model, reply_names
+from fundusgen.models.factory import build_model, load_weights, reply_names
+from fundusgen.models.gan import GAN
 from fundusgen.models.generator import Generator
 from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
@@ -222,6 +223,33 @@ def test_pictures_that_are_alike_are_a_collapse_and_those_of_the_prior_are_not(f
     assert not server.generator.health(server.state.weights).collapsed
     assert server.generator.health(flat(server.state.weights)).collapsed
     assert Health(None, 0.0).collapsed
+
+
+def alike(weights: Weights, server: Postprocess, condition: str) -> GAN:
+    """A GAN whose pictures of one condition are all the same, and those of others as before."""
+    model = build_model(server.study)
+    load_weights(model, {name: torch.from_numpy(value) for name, value in weights.items()})
+    assert isinstance(model, GAN)
+    drawn, place = model.draw, server.study.conditions.index(condition)
+
+    def draw(noise: torch.Tensor, conditions_N: torch.Tensor) -> torch.Tensor:
+        same = torch.where((conditions_N == place)[:, None], noise[:1], noise)
+        return drawn(same, conditions_N)
+
+    model.draw = draw  # type: ignore[method-assign]
+    return model
+
+
+def test_one_condition_that_collapses_is_named(folders, monkeypatch) -> None:
+    chosen = study()
+    server = Postprocess(chosen, folders(chosen))
+    assert server.generator is not None
+    assert server.generator.health(server.state.weights).collapsed_conditions == ()
+    broken = alike(server.state.weights, server, "amd")
+    monkeypatch.setattr(GeneratorServer, "_model", lambda self, weights: broken)
+    health = server.generator.health(server.state.weights)
+    assert health.collapsed_conditions == ("amd",)
+    assert health.collapsed
 
 
 def test_a_generator_that_diverges_is_taken_back(folders, monkeypatch, caplog) -> None:
