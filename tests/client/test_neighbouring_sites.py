@@ -59,6 +59,15 @@ ONE_STEP = asked_study(
         }
     },
 )
+GAN = asked_study(
+    study_id="gan", model={"kind": "gan", "width": 4, "latent": 4, "discriminator_width": 4}
+)
+GAN_ONE_STEP = asked_study(
+    study_id="gan-one-step",
+    model={**GAN.model.model_dump(), "private": ["discriminator.*"]},
+    # So small that the loss of a discriminator that knows nothing yet is clipped to it.
+    stages={"dpsgd": {**ONE_STEP.dpsgd.model_dump(), "max_grad_norm": 1e-3}},
+)
 # The patient in whom two sites differ, by what is particular about them.
 KINDS = {
     "the first": 0,
@@ -71,18 +80,28 @@ KINDS = {
     "the last": 11,
 }
 # Three rounds, the first of them twice.
-FOUR_ANSWERS = [(STUDY, number) for number in (1, 2, 3, 1)]
+ANSWERED = (1, 2, 3, 1)
+# A study of each model; a GAN differs from a VAE in nothing that depends on a patient's files.
+ANSWERS = [(STUDY, kind) for kind in KINDS] + [
+    (GAN, kind) for kind in ("the first", "with the most images", "the only one with a condition")
+]
 USED = [kind for kind in KINDS if kind != "without a readable image"]
 # What a receipt says of the arrays: their digest, and what is computed from that.
 OF_THE_OUTPUT = ("payload_digest", "previous", "signature")
 OF_DATA_AND_OUTPUT = ("data_fingerprint", "payload_digest", "receipt_digest")
 
 
+def _named(value: Study | str) -> str:
+    return value.study_id if isinstance(value, Study) else value
+
+
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> SiteFolder:
     """A site with a patient of every kind."""
     drawn = 16
-    site = asked_site(tmp_path_factory.mktemp("sites") / "all", drawn, STUDY, RARE, ONE_STEP)
+    site = asked_site(
+        tmp_path_factory.mktemp("sites") / "all", drawn, STUDY, RARE, ONE_STEP, GAN, GAN_ONE_STEP
+    )
     images_of = [
         [row["file"] for row in rows_of(site) if row["patient_id"] == patient_id(number)]
         for number in range(drawn)
@@ -291,11 +310,14 @@ def kept(site: SiteFolder) -> dict[str, object]:
     return {"rows": rows, "remarks": remarks, "outbox": sizes}
 
 
-@pytest.mark.parametrize("kind", USED)
+@pytest.mark.parametrize(
+    ("study", "kind"), [each for each in ANSWERS if each[1] in USED], ids=_named
+)
 def test_a_patient_who_was_sampled_changes_the_arrays_and_nothing_else(
-    hospital: SiteFolder, kind: str
+    hospital: SiteFolder, study: Study, kind: str
 ) -> None:
-    larger, smaller = neighbours(hospital, kind, FOUR_ANSWERS, sampled=True)
+    rounds = [(study, number) for number in ANSWERED]
+    larger, smaller = neighbours(hospital, kind, rounds, sampled=True)
     assert [said(reply) for reply in larger.replies] == [said(reply) for reply in smaller.replies]
     assert kept(larger.site) == kept(smaller.site)
     assert larger.draws.asked == smaller.draws.asked != []
@@ -303,9 +325,12 @@ def test_a_patient_who_was_sampled_changes_the_arrays_and_nothing_else(
         assert not all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_patient_who_is_in_no_sample_changes_no_bit(hospital: SiteFolder, kind: str) -> None:
-    larger, smaller = neighbours(hospital, kind, FOUR_ANSWERS, sampled=False)
+@pytest.mark.parametrize(("study", "kind"), ANSWERS, ids=_named)
+def test_a_patient_who_is_in_no_sample_changes_no_bit(
+    hospital: SiteFolder, study: Study, kind: str
+) -> None:
+    rounds = [(study, number) for number in ANSWERED]
+    larger, smaller = neighbours(hospital, kind, rounds, sampled=False)
     assert [packed(one) for one in larger.contents] == [packed(one) for one in smaller.contents]
     assert kept(larger.site) == kept(smaller.site)
     for path in larger.site.outbox.iterdir():
@@ -322,13 +347,16 @@ def test_whether_the_only_patient_of_a_study_is_there_is_not_told(hospital: Site
         assert not all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("study", [ONE_STEP, GAN_ONE_STEP], ids=["vae", "gan"])
 @pytest.mark.parametrize("kind", USED)
-def test_a_patient_moves_a_step_by_the_bound_at_most(hospital: SiteFolder, kind: str) -> None:
+def test_a_patient_moves_a_step_by_the_bound_at_most(
+    hospital: SiteFolder, kind: str, study: Study
+) -> None:
     """The sensitivity of the client as a whole: all that it does around the mechanism included."""
-    larger, smaller = neighbours(hospital, kind, [(ONE_STEP, 1)], sampled=True, views=SameForAll)
+    larger, smaller = neighbours(hospital, kind, [(study, 1)], sampled=True, views=SameForAll)
     one, other = larger.outputs[0], smaller.outputs[0]
     moved = np.sqrt(sum(float(np.sum((one[name] - other[name]) ** 2.0)) for name in one))
-    stage = ONE_STEP.stages.dpsgd
+    stage = study.dpsgd
     bound = stage.learning_rate * stage.max_grad_norm / (stage.sample_rate * DECLARED_PATIENTS)
     # Weights are float32: what they are rounded by is not the mechanism's.
     assert 0.5 * bound < moved <= bound * (1 + 1e-5)

@@ -13,14 +13,17 @@ from fundusgen.errors import ModelError
 from fundusgen.models.factory import build_model, private_names
 from fundusgen.models.gan import GAN
 from fundusgen.privacy.clipping import PatientLoss, clipped_sum, per_patient_gradients
+from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
 from fundusgen.privacy.hooks import HookedLoss
 from fundusgen.privacy.noise import FastNoise
+from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.site import GradSampleMode
 from fundusgen.study import Study
 from fundusgen.training.generator_steps import GeneratorReport, GeneratorTraining
 from fundusgen.training.local import load_model, prepare_round, train_round
 from fundusgen.training.mechanisms import noise_of_reply
 from fundusgen.training.patient_loss import GAN_SCALE, GanLoss, PatientViews
+from fundusgen.training.places import batch_that_holds
 
 SIZE = 32
 
@@ -127,6 +130,78 @@ def test_removing_a_patient_moves_the_clipped_sum_by_the_bound_at_most(
     moved = (summed(everyone) - summed(without)).norm()
     # Rows of batches of another size may differ in their last bits.
     assert moved <= bound * (1 + 1e-3)
+
+
+class NoNoise(FastNoise):
+    """Samples as ever, and leaves of a release what rounding to the lattice does."""
+
+    def gaussian(self, shape: tuple[int, ...], standard_deviation: float) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.float64)
+
+
+class Recorder(torch.optim.SGD):
+    """Moves nothing and keeps the gradient that it was to move along."""
+
+    seen: torch.Tensor
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        gradients = [tensor.grad for group in self.param_groups for tensor in group["params"]]
+        self.seen = torch.cat([gradient.flatten().double() for gradient in gradients])
+
+
+DECLARED = 8  # A power of two: dividing by it rounds nothing.
+
+
+def step_on(
+    task: GanLoss, batch: tuple[torch.Tensor, ...], kept: list[int], bound: float, size: int
+) -> torch.Tensor:
+    """The sum that a step of DP-SGD would hide in noise, of the kept patients."""
+    recorder = Recorder(list(task.private.values()))
+    numbers = DPSGDSettings(1.0, 1.0, bound, DECLARED, size)
+    sampler = PoissonPatients(len(kept), 1.0, FastNoise())
+    sgd = PatientSGD(task.private, recorder, numbers, NoNoise(), sampler)
+
+    def load(places: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        chosen = [kept[place] for place in places]
+        return tuple(tensor[chosen] for tensor in batch)
+
+    sgd.step(task.loss(), load, task.addend)
+    return recorder.seen * DECLARED
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    mode=st.sampled_from(["vmap", "hooks"]),
+    views=st.integers(1, 3),
+    count=st.integers(1, 7),
+    drawn=st.integers(1, 9),
+    left_out=st.integers(0, 6),
+    scale=st.sampled_from([1e-3, 1.0, 1e4]),
+    bound=st.sampled_from([0.01, 1.0, 50.0]),
+)
+def test_removing_a_patient_moves_a_step_by_no_more_than_the_bound_and_not_by_a_bit(
+    mode: GradSampleMode, views: int, count: int, drawn: int, left_out: int, scale: float,
+    bound: float,
+) -> None:  # fmt: skip
+    chosen = study(private=["discriminator.*"])
+    # Smaller than some samples, which then take several.
+    size = batch_that_holds(chosen, 4, mode=mode, device=torch.device("cpu"))
+    model = gan(chosen)
+    with torch.no_grad():
+        model.discriminator.patch_vote.weight.mul_(scale)
+        model.generator.root.weight.mul_(scale)
+    task = task_of(model, ["discriminator.*"], patients(count), drawn, mode, views)
+    remembered = task._drawn()
+    task._drawn = lambda: remembered  # type: ignore[method-assign]
+    everyone = list(range(count))
+    batch = task.load(np.array(everyone))
+    without = [place for place in everyone if place != left_out % count]
+    whole = step_on(task, batch, everyone, bound, size)
+    moved = (whole - step_on(task, batch, without, bound, size)).norm()
+    assert moved <= bound
+    # Clipped to the bound, and not to much less: a patient who is heard says something.
+    if scale >= 1e4:
+        assert moved > 0.99 * bound
 
 
 def test_an_empty_sample_adds_nothing_of_the_drawn_images() -> None:
