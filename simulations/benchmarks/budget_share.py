@@ -36,7 +36,7 @@ def _gan(context: Context, epsilon: float, seed: int, share: float) -> Postproce
     return voted_server(context, epsilon, seed, privacy={"votes_share": share})
 
 
-_MODELS: dict[str, Callable[[Context, float, int, float], Postprocess]] = {"vae": _vae, "gan": _gan}
+MODELS: dict[str, Callable[[Context, float, int, float], Postprocess]] = {"vae": _vae, "gan": _gan}
 
 
 def measure(
@@ -55,7 +55,7 @@ def measure(
                 setting = {"model": model, "epsilon": epsilon, "votes_share": share, "seed": seed}
                 if any(setting.items() <= row.items() for row in found):
                     continue
-                server = _MODELS[model](context, epsilon, seed, share)
+                server = MODELS[model](context, epsilon, seed, share)
                 kids = {"winners": kids_of(winners(context, server))}
                 kids["refitted"] = kids_of(drawn(context, server.study, server.state.average))
                 train(context, server, epsilon)
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.budget_share")
     parser.add_argument("--out", type=Path, default=Path("runs/budget-share"))
     parser.add_argument("--epsilon", type=float, default=8.0)
-    parser.add_argument("--models", nargs="+", choices=tuple(_MODELS), default=tuple(_MODELS))
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
     parser.add_argument("--shares", nargs="+", type=float, default=_SHARES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
