@@ -49,6 +49,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies with all their stages, and as little of each as there can be."""
     monkeypatch.setattr(vote_space, "_PHANTOMS", 64)
     monkeypatch.setattr(vote_space, "_STEPS", 4)
+    monkeypatch.setattr(quality_gan_makers, "_ROUNDS", 2)
     study_of = quality_stages.study_of
 
     def small(*arguments: Any, **named: Any) -> Study:
