@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "votes"
 
     @property
+    def refitted(self) -> Path:
+        """What the model draws after it was refitted on the winners of the votes."""
+        return self.samples / "refitted.png"
+
+    @property
     def samples(self) -> Path:
         """`round-NNNN.png`, drawn from the moving average."""
         return self.path / "samples"

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -166,6 +167,8 @@ class Postprocess:
         }  # fmt: skip
         self._append_metrics(entry, sites, seconds)
         self._draw_winners(voting, round_number)
+        if last and self.study.votes.refit_steps:
+            self._draw_sheet(self.run.refitted)
         save_checkpoint(self.run.checkpoints, self.state)
         return self.request(round_number + 1)
 
@@ -295,9 +298,12 @@ class Postprocess:
         evaluation, last = self.study.evaluation, self.study.total_rounds
         if round_number % evaluation.every_rounds and round_number != last:
             return
+        self._draw_sheet(self.run.samples / f"round-{round_number:04d}.png")
+
+    def _draw_sheet(self, path: Path) -> None:
         generator = Generator(self.study, self.state.average)
-        sheet = draw_sheet(generator, evaluation.samples_per_condition, self.study.seed)
-        save_png(sheet, self.run.samples / f"round-{round_number:04d}.png")
+        count = self.study.evaluation.samples_per_condition
+        save_png(draw_sheet(generator, count, self.study.seed), path)
 
     def _draw_winners(self, voting: Voting, vote: int) -> None:
         """Draw phantoms like the winners of a vote, as many as of the model's images."""

@@ -32,7 +32,7 @@ def write_report(run: RunFolder, study: Study) -> None:
         [
             f"<h1>{escape(study.study_id)}</h1>",
             f"<p>{_summary(study, rounds)}</p>",
-            _picture(run),
+            _pictures(run, rounds),
             _film(run, study),
             _collapsed(rounds),
             _undecided(rounds),
@@ -98,13 +98,30 @@ def _undecided(rounds: list[dict[str, Any]]) -> str:
     return f"<h2>Votes</h2><p>{escape(said)}</p>"
 
 
-def _picture(run: RunFolder) -> str:
+def _pictures(run: RunFolder, rounds: list[dict[str, Any]]) -> str:
+    """Show what came out: of a run that ends with votes, phantoms and what learned from them."""
     pictures: list[Path] = sorted(run.samples.glob("round-*.png"))
     if not pictures:
         return '<p class="note">No picture was drawn.</p>'
-    data = base64.b64encode(pictures[-1].read_bytes()).decode()
+    last = int(pictures[-1].stem.removeprefix("round-"))
+    drawn_of = {entry["round"]: entry.get("stage") for entry in rounds}
+    if drawn_of.get(last) != "votes":
+        return _picture(pictures[-1], f"What the model draws after round {last}.")
+    shown = _picture(
+        pictures[-1],
+        "Phantoms like those that won the last vote. More, and larger: fundusgen generate "
+        "--phantoms.",
+    )
+    if run.refitted.is_file():
+        shown += _picture(run.refitted, "What the model draws after learning from such phantoms.")
+    return shown
+
+
+def _picture(path: Path, said: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
     alt = "Generated fundus images, a row for each condition"
-    return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+    image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+    return f'{image}<p class="note">{escape(said)}</p>'
 
 
 def _film(run: RunFolder, study: Study) -> str:

@@ -101,3 +101,20 @@ def test_one_picture_is_no_film(run) -> None:
     save_png(contact_sheet({"normal": images, "amd": images}), run.samples / "round-0001.png")
     assert "came about" not in page(run, study("vae"), entry(1))
     assert not run.film.exists()
+
+
+def test_a_picture_says_whether_phantoms_or_a_model_drew_it(run) -> None:
+    run.samples.mkdir()
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    sheet = contact_sheet({"normal": images, "amd": images})
+    for path in (run.samples / "round-0001.png", run.refitted):
+        save_png(sheet, path)
+    model, phantoms = "What the model draws", "Phantoms like those that won"
+    voted = {"stage": "votes", "elected": 3, "undecided": []}
+    text = page(run, study("vae"), entry(1, **voted))
+    assert text.index(phantoms) < text.index(f"{model} after learning")
+    # Once rounds of DP-SGD have begun, the model of after the votes is history.
+    save_png(sheet, run.samples / "round-0002.png")
+    text = page(run, study("vae"), entry(1, **voted), entry(2, stage="dpsgd"))
+    assert f"{model} after round 2." in text
+    assert phantoms not in text

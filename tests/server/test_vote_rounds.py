@@ -268,6 +268,7 @@ def test_without_steps_of_refitting_the_prior_stays_as_it_is(tmp_path) -> None:
     before = Postprocess(chosen, prepared(tmp_path, chosen)).state.weights
     grid = run(tmp_path, [voter("a"), voter("b")], chosen)
     assert digest(grid.requests[-1].weights) == digest(before)
+    assert not RunFolder(tmp_path).refitted.exists()
 
 
 def test_votes_alone_end_in_a_generator_a_card_and_a_report(tmp_path) -> None:
@@ -278,7 +279,8 @@ def test_votes_alone_end_in_a_generator_a_card_and_a_report(tmp_path) -> None:
     drawn = next(Generator.load(folder.generator).draw("amd", 2, 1))
     assert drawn.images_NSSC.shape == (2, 32, 32, 3)
     assert (folder.generator / "README.md").is_file()
-    assert folder.report.is_file()
+    assert "What the model draws after learning" in folder.report.read_text()
+    assert folder.refitted.read_bytes() != (folder.samples / "round-0002.png").read_bytes()
     # There is nothing left to ask for.
     assert run(tmp_path, [voter("a"), voter("b")], chosen).requests == []
 
