@@ -191,17 +191,21 @@ class Postprocess:
             if site["state"] == "accepted"
         }
         rounds, privacy = self.state.round_number, self.study.privacy
-        facts = {
+        facts: dict[str, object] = {
             "rounds": rounds,
             "epsilon_by_site": epsilons,
             "delta": privacy.target_delta,
             "unit": privacy.unit,
         }
+        votes = [entry for entry in self.run.metrics() if entry["stage"] == "votes"]
+        undecided: list[str] = votes[-1]["undecided"] if votes else []
+        if votes:
+            facts["undecided"] = undecided
         save_generator(self.run.generator, self.study, self.state.drawn_from, facts)
         if self.voting is not None:
             last = self.voting.population(self.study.votes_rounds)
             save_population(self.run.generator, last)
-        write_card(self.run.generator, self.study, rounds, epsilons)
+        write_card(self.run.generator, self.study, rounds, epsilons, undecided)
         write_report(self.run, self.study)
 
     def _votes_there(self) -> Voting:

@@ -135,7 +135,8 @@ def release(
     reason = (override or "").strip() if failed else ""
     sheet = generator.sheet()
     try:
-        card = card_of(study, rounds_of(folder), proofs, values, rules, found, reason)
+        rounds, lost = rounds_of(folder), generator.undecided()
+        card = card_of(study, rounds, proofs, values, rules, found, reason, lost)
         # Made of the figures, not copied: a page cannot say otherwise than they do.
         pages = [evaluation_page(one, {"Generated images": sheet}).encode() for one in values]
     except (KeyError, IndexError, TypeError, ValueError) as error:

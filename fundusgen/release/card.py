@@ -65,6 +65,7 @@ def card_of(
     rules: Gate,
     found: Sequence[Check],
     override: str,
+    undecided: Sequence[str] = (),
 ) -> Card:
     """Write the card.
 
@@ -76,6 +77,7 @@ def card_of(
         rules: Of the gate.
         found: What the gate found.
         override: The reason for a release although the gate has failed; empty where it has not.
+        undecided: Conditions whose votes were lost in the noise.
     """
     failed = [check for check in found if not check.passed]
     warning = ""
@@ -97,7 +99,7 @@ def card_of(
             _use(),
             _data(study, proofs),
             _privacy(study, proofs),
-            _limits(evaluations),
+            _limits(evaluations, undecided),
             _gate(rules, found),
             _technical(study),
         ),
@@ -242,7 +244,7 @@ def _noise(proofs: Sequence[SiteProof]) -> tuple[str, ...]:
     )
 
 
-def _limits(evaluations: Sequence[Values]) -> Section:
+def _limits(evaluations: Sequence[Values], undecided: Sequence[str]) -> Section:
     unknown = sorted({name for values in evaluations for name in values["not_known"]})
     bullets = [
         "Conditions that few patients have are close to what the simulator knew of them: noise "
@@ -250,6 +252,11 @@ def _limits(evaluations: Sequence[Values]) -> Section:
         "Hospitals' cameras, populations and labels are in it; others may be nothing like it.",
         "Black-box and white-box attacks that failed say nothing about those not tried.",
     ]
+    if undecided:
+        bullets.append(
+            f"No patient's vote for {', '.join(undecided)} stood out of the noise: what it draws "
+            "of them is the simulator's idea of the disease, as other patients' cameras show it."
+        )
     if unknown:
         bullets.append(f"It does not draw {', '.join(unknown)}, which test patients had.")
     return Section("Limits", (), tuple(bullets))

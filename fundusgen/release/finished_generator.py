@@ -1,6 +1,7 @@
 """The generator of a finished run, read once: what was checked is what leaves."""
 
 import hashlib
+import json
 from collections.abc import Set
 from dataclasses import dataclass
 
@@ -44,6 +45,13 @@ class FinishedGenerator:
         if voted is not None and hashlib.sha256(voted).hexdigest() in judged:
             files[POPULATION_FILE] = voted
         return files
+
+    def undecided(self) -> tuple[str, ...]:
+        """The study's conditions whose votes were lost in the noise, as `model.json` has them."""
+        facts = json.loads(self.model).get("facts")
+        said = facts.get("undecided") if isinstance(facts, dict) else None
+        names = said if isinstance(said, list) else []
+        return tuple(name for name in self.network.study.conditions if name in names)
 
     def sheet(self) -> Image.Image:
         """A row of images of each condition, by the study's seed."""

@@ -3,7 +3,7 @@
 After Mitchell et al. 2019, "Model Cards for Model Reporting".
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fundusgen.storage import write_atomically
@@ -13,7 +13,11 @@ CARD_FILE = "README.md"
 
 
 def write_card(
-    folder: Path, study: Study, rounds: int, epsilon_by_site: Mapping[str, float]
+    folder: Path,
+    study: Study,
+    rounds: int,
+    epsilon_by_site: Mapping[str, float],
+    undecided: Sequence[str] = (),
 ) -> None:
     """Write the card, whole or not at all.
 
@@ -22,6 +26,7 @@ def write_card(
         study: The study that was trained.
         rounds: Rounds that were finished.
         epsilon_by_site: Total epsilon of each site after its last reply, over all its studies.
+        undecided: Conditions whose votes were lost in the noise.
     """
     privacy = study.privacy
     costs = "\n".join(
@@ -38,7 +43,7 @@ photograph leaving a site.
 - **Conditions**: {", ".join(study.conditions)}
 - **Study**: `{study.study_hash}`
 - **Draw**: `fundusgen generate FOLDER --condition {study.conditions[0]} --count 100 --out DIR`
-{_learned_from(study)}
+{_learned_from(study)}{_not_learned(undecided)}
 ## Privacy
 Differential privacy per {privacy.unit}: bounds what anyone, the study's server included, can learn
 about whether one {privacy.unit} with all their images took part. This study aimed at epsilon
@@ -62,6 +67,16 @@ real test images.
 ## Quality
 Not measured here. Look at the pictures of the run, and compare with real images before any use.
 """,
+    )
+
+
+def _not_learned(undecided: Sequence[str]) -> str:
+    """Which conditions patients had no say in."""
+    if not undecided:
+        return ""
+    return (
+        f"- **Not learned from patients**: no vote for {', '.join(undecided)} stood out of the "
+        "noise; their phantoms\n  are the simulator's, as other patients' cameras show them\n"
     )
 
 

@@ -408,6 +408,21 @@ def test_an_override_that_was_not_needed_is_not_on_the_card(
     assert REASON not in (tmp_path / "b" / "README.md").read_text()
 
 
+def test_conditions_that_no_vote_was_heard_for_are_on_the_card(
+    run: RunFolder, tmp_path: Path, cli: Cli
+) -> None:
+    path = run.generator / "model.json"
+    model = json.loads(path.read_text())
+    # What is no condition of the study is nobody's finding, and is not repeated.
+    write_json(path, {**model, "facts": {**model["facts"], "undecided": ["amd", "<b>no</b>"]}})
+    write_evidence(run)
+    assert cli("release", run.path, "--out", tmp_path / "b")[0] == 0
+    for name in ("README.md", "card.html"):
+        card = (tmp_path / "b" / name).read_text()
+        assert "vote for amd stood out of the noise" in card
+        assert "<b>no</b>" not in card
+
+
 def test_the_gate_of_a_file_is_used_and_a_wrong_key_in_it_is_named(
     run: RunFolder, tmp_path: Path, cli: Cli
 ) -> None:

@@ -278,11 +278,24 @@ def test_votes_alone_end_in_a_generator_a_card_and_a_report(tmp_path) -> None:
     Postprocess(chosen, folder).finish_run()
     drawn = next(Generator.load(folder.generator).draw("amd", 2, 1))
     assert drawn.images_NSSC.shape == (2, 32, 32, 3)
-    assert (folder.generator / "README.md").is_file()
+    assert "Not learned from patients" not in (folder.generator / "README.md").read_text()
     assert "What the model draws after learning" in folder.report.read_text()
     assert folder.refitted.read_bytes() != (folder.samples / "round-0002.png").read_bytes()
     # There is nothing left to ask for.
     assert run(tmp_path, [voter("a"), voter("b")], chosen).requests == []
+
+
+def test_conditions_that_no_vote_was_heard_for_are_on_the_card(tmp_path) -> None:
+    chosen = study(rounds=0)
+    run(tmp_path, [voter("a", {0: 50.0, 11: 5.0}), voter("b", {0: 50.0})], chosen)
+    folder = RunFolder(tmp_path)
+    assert folder.metrics()[-1]["undecided"] == ["amd"]
+    Postprocess(chosen, folder).finish_run()
+    card = (folder.generator / "README.md").read_text()
+    assert "- **Not learned from patients**: no vote for amd stood out" in card
+    assert json.loads((folder.generator / "model.json").read_text())["facts"]["undecided"] == [
+        "amd"
+    ]
 
 
 BAD: dict[str, Site] = {
