@@ -1,14 +1,16 @@
 """The mechanisms under audit: run as a site runs them, on canaries instead of patients.
 
 The second part of an audit. Nothing of a mechanism is written anew here: samples, gradients,
-clipping, steps and noise are those of `PatientSGD`, ballots and tallies those of `votes`, and each
-round is reserved in a ledger on the disk before it runs, from which the claim is read afterwards
-as a site reads it for its receipts. What this module adds is what lies outside: a model whose
-gradients are known, an optimizer that moves weights by exactly what is released, and a note of
-which patients a step loaded. The loop over a round's steps is its own: that a site takes no more of
-them than it reserved, tests of `training` hold.
+clipping, steps and noise are those of `PatientSGD`, ballots and tallies those of `votes`, what
+patients state with their ballots that of `moments`, and each round is reserved in a ledger on the
+disk before it runs, from which the claim is read afterwards as a site reads it for its receipts.
+What this module adds is what lies outside: a model whose gradients are known, an optimizer that
+moves weights by exactly what is released, and a note of which patients a step loaded. The loop over
+a round's steps is its own: that a site takes no more of them than it reserved, tests of `training`
+hold.
 
-Axes: T releases, M canaries, P patients who took part, K images of a patient.
+Axes: T releases, M canaries, P patients who took part, K images of a patient, E entries of what a
+vote releases.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import hadamard
 from torch import Tensor
 
 from fundusgen.auditing.canaries import Booleans, Floats, Observation
@@ -31,6 +34,7 @@ from fundusgen.privacy.accounting import epsilon
 from fundusgen.privacy.dpsgd import DPSGDSettings, PatientSGD
 from fundusgen.privacy.events import Event, merged
 from fundusgen.privacy.ledger import Ledger
+from fundusgen.privacy.moments import joint, statement
 from fundusgen.privacy.noise import NoiseSource
 from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.privacy.votes import VoteSettings, ballot, noisy_tally
@@ -40,6 +44,8 @@ _LOUDNESS = 10.0
 # A canary has so many images: a step that counts images and not patients shows it.
 _IMAGES = 3
 _PHYSICAL_BATCH = 64
+# With so many values of 1, a statement asks for more than its bound, and is cut to it.
+_LEAST_VALUES = 512
 _CONTENT = hashlib.sha256(b"canaries").hexdigest()
 
 
@@ -53,6 +59,7 @@ class AuditedMechanism:
         event: Of one round, as it is reserved.
         rounds: How many there are, at least 1.
         max_grad_norm: Bound on a patient's gradient; of DP-SGD alone.
+        statement_share: Of a ballot, for what patients state with it; of votes alone.
 
     Raises:
         PrivacyError: The event is not of this stage, or there are no rounds.
@@ -63,6 +70,7 @@ class AuditedMechanism:
     event: Event
     rounds: int
     max_grad_norm: float = 1.0
+    statement_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no site would reserve."""
@@ -85,7 +93,8 @@ class AuditedMechanism:
 
 
 # What is audited without a study: DP-SGD with every patient in every step, DP-SGD on Poisson
-# samples, and votes, each of epsilon 8.03 at `STANDARD_DELTA`.
+# samples, and votes, by themselves and with what patients state beside them, each of epsilon 8.03
+# at `STANDARD_DELTA`.
 STANDARD_DELTA = 1e-5
 STANDARD = (
     AuditedMechanism(
@@ -100,7 +109,16 @@ STANDARD = (
         Event("subsampled_gaussian", 1.413, 0.25, 4),
         rounds=15,
     ),
+    # By themselves too: of statements, noise is read in sums of many entries, which hide its shape.
     AuditedMechanism("votes", "votes", Event("gaussian", 1.196, 1.0, 1), rounds=4),
+    AuditedMechanism(
+        "votes and appearance",
+        "votes",
+        Event("gaussian", 1.196, 1.0, 1),
+        rounds=4,
+        # Halves: a fault in either shows best.
+        statement_share=0.5,
+    ),
 )
 
 
@@ -226,17 +244,34 @@ def _dpsgd_rounds(mechanism: AuditedMechanism, included_M: Booleans, noise: Nois
 
 
 def _vote_rounds(mechanism: AuditedMechanism, included_M: Booleans, noise: NoiseSource) -> _Round:
-    """Votes in which each canary's images are all for a candidate of its own."""
-    settings = VoteSettings(mechanism.event.noise_multiplier, len(included_M))
-    patients_P = np.flatnonzero(included_M)
+    """Votes in which each canary's images are all for a candidate of its own.
+
+    Where patients state something besides, so do canaries: each what is at right angles to the
+    statements of all others, so that what a tally holds of a canary is a number.
+    """
+    canaries, patients_P = len(included_M), np.flatnonzero(included_M)
+    noise_multiplier, share = mechanism.event.noise_multiplier, mechanism.statement_share
+    settings = whole = VoteSettings(noise_multiplier, canaries)
+    directions_ME: Floats = np.eye(canaries)
+    if share:
+        # Rows of a Hadamard matrix: values of 1 and -1, whose squares state nothing.
+        side = max(_LEAST_VALUES, 1 << (canaries - 1).bit_length())
+        values_MD = hadamard(side)[:canaries].astype(np.float64)
+        whole = VoteSettings(noise_multiplier, canaries + 2 * side)
+        stated_MD = values_MD * math.sqrt(share / side)
+        directions_ME = np.concatenate(
+            [math.sqrt(1 - share) * directions_ME, stated_MD, np.zeros_like(stated_MD)], axis=1
+        )
+
+    def contribution(place: np.int64) -> Floats:
+        one = ballot(np.full((_IMAGES, 1), place), settings)
+        if not share:
+            return one
+        return joint(one, statement(np.tile(values_MD[place], (_IMAGES, 1))), share)
 
     def one_round() -> tuple[Floats, Booleans]:
         released = [
-            noisy_tally(
-                (ballot(np.full((_IMAGES, 1), place), settings) for place in patients_P),
-                settings,
-                noise,
-            ).astype(np.float64)
+            directions_ME @ noisy_tally((contribution(place) for place in patients_P), whole, noise)
             for _ in range(mechanism.event.steps)
         ]
         return np.stack(released), np.ones((mechanism.event.steps, len(patients_P)), dtype=bool)

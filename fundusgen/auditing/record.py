@@ -7,8 +7,8 @@ sufficient        whether every audit could have seen a claim that is much too s
 confidence        of each bound's epsilon
 alarm             probability of each false alarm, by which claims and checks are judged
 noise             secure or fast: which generator ran
-mechanisms        list of {name, stage, event, rounds, max_grad_norm, canaries, included, runs,
-                  delta, claim, power, holds, sufficient, bounds, checks}
+mechanisms        list of {name, stage, event, rounds, max_grad_norm, statement_share, canaries,
+                  included, runs, delta, claim, power, holds, sufficient, bounds, checks}
   event           of one round: {kind, noise_multiplier, sample_rate, steps}
   bounds          list of {method, source, assumes, epsilon, certain, exceeds}; infinity is null
   checks          list of {code, claim, found, p_value, holds}
@@ -57,6 +57,7 @@ def _values(audit: MechanismAudit) -> dict[str, Any]:
         "event": mechanism.event.to_json(),
         "rounds": mechanism.rounds,
         "max_grad_norm": mechanism.max_grad_norm,
+        "statement_share": mechanism.statement_share,
         "canaries": audit.canaries,
         "included": audit.included,
         "runs": audit.runs,

@@ -102,8 +102,13 @@ def mechanisms_of(study: Study) -> tuple[AuditedMechanism, ...]:
     def found() -> Iterator[AuditedMechanism]:
         for stage, rounds in study.stage_rounds.items():
             event = round_event(study, stage, ())
-            bound = 1.0 if stage == "votes" else study.dpsgd.max_grad_norm
-            yield AuditedMechanism(f"{study.study_id}, {stage}", stage, event, len(rounds), bound)
+            name = f"{study.study_id}, {stage}"
+            if stage == "votes":
+                share = study.votes.appearance_share
+                yield AuditedMechanism(name, stage, event, len(rounds), statement_share=share)
+            else:
+                bound = study.dpsgd.max_grad_norm
+                yield AuditedMechanism(name, stage, event, len(rounds), bound)
 
     return tuple(found())
 

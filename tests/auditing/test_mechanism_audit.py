@@ -41,7 +41,7 @@ from fundusgen.privacy.accounting import epsilon
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.noise import FastNoise, SecureNoise
 
-EVERYONE, SAMPLED, VOTES = STANDARD
+EVERYONE, SAMPLED, VOTES, VOTES_AND_MORE = STANDARD
 SMALL = AuditedMechanism("small", "dpsgd", Event("subsampled_gaussian", 1.2, 0.3, 3), rounds=4)
 
 
@@ -51,7 +51,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @pytest.mark.parametrize(
     ("mechanism", "canaries"),
-    [(EVERYONE, 1000), (SAMPLED, 2000), (VOTES, 1000)],
+    [(EVERYONE, 1000), (SAMPLED, 2000), (VOTES, 1000), (VOTES_AND_MORE, 1000)],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_sound_code_keeps_its_claim_and_the_audit_has_power(

@@ -143,6 +143,7 @@ def test_a_study_is_audited_with_its_own_settings(study: Path) -> None:
     audited = command.mechanisms_of(loaded)
     assert [one.stage for one in audited] == ["votes", "dpsgd"]
     assert merged(one.planned for one in audited) == merged(planned_events(loaded))
+    assert audited[0].statement_share == loaded.votes.appearance_share > 0
     assert audited[1].max_grad_norm == 0.7
     assert audited[1].rounds == 3
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fundusgen.auditing import mechanisms
 from fundusgen.auditing.audit import MechanismAudit, audit_mechanism
 from fundusgen.auditing.mechanisms import STANDARD, AuditedMechanism
 from fundusgen.privacy import clipping, dpsgd, noise, votes
@@ -18,7 +19,7 @@ from fundusgen.privacy.noise import SecureNoise
 from fundusgen.privacy.sampling import PoissonPatients
 
 CANARIES = 600
-EVERYONE, _, VOTES = STANDARD
+EVERYONE, _, VOTES, VOTES_AND_MORE = STANDARD
 # Fewer steps than the standard one, of about the same epsilon.
 SAMPLED = AuditedMechanism("sampled", "dpsgd", Event("subsampled_gaussian", 1.004, 0.25, 4), 5)
 BOTH = pytest.mark.parametrize("mechanism", [EVERYONE, SAMPLED], ids=lambda m: m.name)
@@ -33,7 +34,9 @@ def failed(found: MechanismAudit) -> set[str]:
     return {check.code for check in found.failed}
 
 
-@pytest.mark.parametrize("mechanism", [EVERYONE, SAMPLED, VOTES], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "mechanism", [EVERYONE, SAMPLED, VOTES, VOTES_AND_MORE], ids=lambda m: m.name
+)
 def test_without_a_fault_nothing_is_found(mechanism: AuditedMechanism) -> None:
     found = audit(mechanism)
     assert found.holds, (found.exceeding, found.failed)
@@ -60,6 +63,26 @@ def test_half_the_noise_on_votes(monkeypatch: Patch) -> None:
     found = audit(VOTES)
     assert failed(found) == {"noise-size"}
     assert {"Gaussian, threshold", "Gaussian, scores"} <= {b.method for b in found.exceeding}
+
+
+def test_no_noise_on_what_patients_state_with_their_ballots(monkeypatch: Patch) -> None:
+    whole = votes.add_gaussian_noise
+
+    def on_ballots_alone(values: Tensor, deviation: float, source: SecureNoise) -> Tensor:
+        return torch.cat([whole(values[:CANARIES], deviation, source), values[CANARIES:]])
+
+    monkeypatch.setattr(votes, "add_gaussian_noise", on_ballots_alone)
+    assert failed(audit(VOTES_AND_MORE)) == {"noise-size"}
+
+
+def test_ballots_that_stay_whole_beside_statements(monkeypatch: Patch) -> None:
+    """A patient would be heard twice, were the whole not bounded again where it is counted."""
+    monkeypatch.setattr(
+        mechanisms, "joint", lambda one, stated, share: np.concatenate([one, stated])
+    )
+    assert audit(VOTES_AND_MORE).holds
+    monkeypatch.setattr(votes, "counted", lambda one, settings: one)
+    assert "contribution" in failed(audit(VOTES_AND_MORE))
 
 
 @pytest.mark.parametrize("mechanism", [EVERYONE, SAMPLED, VOTES], ids=lambda m: m.name)
