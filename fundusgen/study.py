@@ -258,7 +258,8 @@ class PrivacySettings(Settings):
         target_epsilon: Epsilon of the whole study at a site, at `target_delta`.
         target_delta: Delta of the same statement.
         votes_share: Where a study has both stages, the epsilon that the votes alone may cost,
-            as a share of the target. What they leave is DP-SGD's.
+            as a share of the target. What they leave is DP-SGD's. The default was chosen on
+            phantom hospitals, by `simulations.benchmarks.budget_share`.
         noise: `secure` is drawn from a cryptographic generator; `fast` is for simulations,
             is recorded, and is refused by a site's policy unless it says otherwise.
     """
@@ -266,7 +267,7 @@ class PrivacySettings(Settings):
     unit: Literal["patient"] = "patient"
     target_epsilon: Annotated[float, Field(gt=0, le=100)]
     target_delta: Annotated[float, Field(ge=1e-12, le=1e-2)] = 1e-5
-    votes_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    votes_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     noise: Literal["secure", "fast"] = "secure"
 
 
