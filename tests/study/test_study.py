@@ -218,6 +218,6 @@ def test_what_decides_a_vote_is_part_of_what_the_sites_agree_to() -> None:
         base.replace("nearest: 4", "nearest: 5"),
     ]
     hashes = {study(text).study_hash for text in [base, *changes]}
-    share = MINIMAL.replace("target_epsilon: 8", "target_epsilon: 8, votes_share: 0.5")
+    share = MINIMAL.replace("target_epsilon: 8", "target_epsilon: 8, votes_share: 0.25")
     hashes.add(parse_study(share + base, source="example.yaml").study_hash)
     assert len(hashes) == 5
