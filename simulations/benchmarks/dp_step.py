@@ -10,13 +10,8 @@ freed memory: without, every step pays again for the same page faults.
 Axes: P patients, K views, B images of a batch.
 """
 
-import json
 import os
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -36,13 +31,12 @@ from fundusgen.privacy.sampling import PoissonPatients
 from fundusgen.site import SiteSettings
 from fundusgen.training.learners import loss_of_discriminator
 from fundusgen.training.patient_loss import GanLoss, PatientViews, VaeLoss
+from simulations.benchmarks.child import Row, row, rows_of_child
+from simulations.benchmarks.turns import Step, median_ms, ratio, take_turns
 
 PATIENTS, IMAGE_SIZE_PX, THREADS, TURNS = 64, 64, 2, 9
 # As a site has it that sets nothing.
 DEFAULT_BATCH = SiteSettings.model_fields["batch_patients"].default
-
-Row = dict[str, str | float | bool | None]
-Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -67,12 +61,8 @@ class Subject:
 
 
 def run() -> list[Row]:
-    """Measure in a fresh process and give the rows: name, value, unit, target, met."""
-    command = [sys.executable, "-m", "simulations.benchmarks.dp_step"]
-    environment = {**os.environ, **KEEP_MEMORY}
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    rows: list[Row] = json.loads(result.stdout)
-    return rows
+    """Measure in a fresh process; rows of `simulations.benchmarks.child.row`."""
+    return rows_of_child(__name__, "measure", environment={**os.environ, **KEEP_MEMORY})
 
 
 def measure() -> list[Row]:
@@ -84,31 +74,31 @@ def measure() -> list[Row]:
     all_dp, all_plain = _compare(every)
     part_dp, part_plain = _compare(part)
     whole_dp, whole_plain = _compare(part, physical_batch=PATIENTS)
-    noise_share, noise_ms = _noise_share(vae_subject("*", width=12))
+    noise_percent, noise_ms = _noise_percent(vae_subject("*", width=12))
     judge, votes = gan_subject("discriminator.*"), gan_subject("discriminator.*vote.*")
     judge_dp, judge_plain = _compare(judge, physical_batch=PATIENTS)
     votes_dp, votes_plain = _compare(votes, physical_batch=PATIENTS)
     judges = f"discriminator, all of {_count(judge)}"
     return [
-        _row(f"DP step over plain step, all of {count}", _ratio(all_dp, all_plain), "x", 2.0),
-        _row(f"DP step over plain step, private {share}", _ratio(part_dp, part_plain), "x", 1.3),
-        _row(
+        row(f"DP step over plain step, all of {count}", ratio(all_dp, all_plain), "x", 2.0),
+        row(f"DP step over plain step, private {share}", ratio(part_dp, part_plain), "x", 1.3),
+        row(
             f"DP step over plain step, private {share}, batch_patients {PATIENTS}",
-            _ratio(whole_dp, whole_plain), "x", 1.3,
+            ratio(whole_dp, whole_plain), "x", 1.3,
         ),
-        _row(f"DP step over plain step, {judges}", _ratio(judge_dp, judge_plain), "x", 1.6),
-        _row(
+        row(f"DP step over plain step, {judges}", ratio(judge_dp, judge_plain), "x", 1.6),
+        row(
             f"DP step over plain step, discriminator, private {_count(votes) / _count(judge):.1%}",
-            _ratio(votes_dp, votes_plain), "x", 1.6,
+            ratio(votes_dp, votes_plain), "x", 1.6,
         ),
-        _row("Secure noise in a DP step, 300,000 parameters", 100 * noise_share, "%", 15.0),
-        _row(f"DP step, all of {count}", 1e3 * statistics.median(all_dp), "ms"),
-        _row(f"Plain step, all of {count}", 1e3 * statistics.median(all_plain), "ms"),
-        _row(f"DP step, private {share}", 1e3 * statistics.median(part_dp), "ms"),
-        _row(f"Plain step, private {share}", 1e3 * statistics.median(part_plain), "ms"),
-        _row(f"DP step, {judges}", 1e3 * statistics.median(judge_dp), "ms"),
-        _row(f"Plain step, {judges}", 1e3 * statistics.median(judge_plain), "ms"),
-        _row("Secure noise, 300,000 parameters", noise_ms, "ms"),
+        row("Secure noise in a DP step, 300,000 parameters", noise_percent, "%", 15.0),
+        row(f"DP step, all of {count}", median_ms(all_dp), "ms"),
+        row(f"Plain step, all of {count}", median_ms(all_plain), "ms"),
+        row(f"DP step, private {share}", median_ms(part_dp), "ms"),
+        row(f"Plain step, private {share}", median_ms(part_plain), "ms"),
+        row(f"DP step, {judges}", median_ms(judge_dp), "ms"),
+        row(f"Plain step, {judges}", median_ms(judge_plain), "ms"),
+        row("Secure noise, 300,000 parameters", noise_ms, "ms"),
     ]  # fmt: skip
 
 
@@ -171,8 +161,15 @@ def _compare(
     trained = {id(tensor) for tensor in parameters.values()}
     for tensor in subject.module.parameters():
         tensor.requires_grad_(id(tensor) in trained)
-    dp_step = _dp_step(subject, parameters, physical_batch)
-    return _take_turns(dp_step, _plain_step(subject, parameters))
+    seconds = take_turns(
+        {
+            "dp": _dp_step(subject, parameters, physical_batch),
+            "plain": _plain_step(subject, parameters),
+        },
+        TURNS,
+        rehearsals=2,
+    )
+    return seconds["dp"], seconds["plain"]
 
 
 def _dp_step(
@@ -211,43 +208,22 @@ def _plain_step(subject: Subject, parameters: Mapping[str, Tensor]) -> Step:
     return step
 
 
-def _noise_share(subject: Subject) -> tuple[float, float]:
+def _noise_percent(subject: Subject) -> tuple[float, float]:
     parameters = dict(subject.module.named_parameters())
     sums, noise = torch.zeros(300_000, dtype=torch.float64), SecureNoise()
-    noising, steps = _take_turns(
-        lambda: add_gaussian_noise(sums, 1.0, noise), _dp_step(subject, parameters)
+    seconds = take_turns(
+        {
+            "noise": lambda: add_gaussian_noise(sums, 1.0, noise),
+            "step": _dp_step(subject, parameters),
+        },
+        TURNS,
+        rehearsals=2,
     )
-    return _ratio(noising, steps), 1e3 * statistics.median(noising)
-
-
-def _take_turns(first: Step, second: Step) -> tuple[list[float], list[float]]:
-    for _ in range(2):
-        first()
-        second()
-    times = [(_seconds(first), _seconds(second)) for _ in range(TURNS)]
-    return [a for a, _ in times], [b for _, b in times]
+    noising, steps = seconds["noise"], seconds["step"]
+    return round(100 * ratio(noising, steps, digits=4), 2), median_ms(noising)
 
 
 def _count(subject: Subject) -> int:
     """Number of private parameters."""
     private = _private(subject.module, subject.subset)
     return sum(parameter.numel() for parameter in private.values())
-
-
-def _seconds(step: Step) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def _row(name: str, value: float, unit: str, target: float | None = None) -> Row:
-    met = None if target is None else value <= target
-    return {"name": name, "value": round(value, 2), "unit": unit, "target": target, "met": met}
-
-
-if __name__ == "__main__":
-    json.dump(measure(), sys.stdout)

@@ -16,10 +16,8 @@ Axes: P patients, K views, B images of a batch.
 
 import copy
 import os
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -34,6 +32,7 @@ from fundusgen.models.losses import loss_on_real
 from fundusgen.models.vae import VAE
 from fundusgen.privacy.clipping import clipped_sum, per_patient_gradients
 from simulations.benchmarks.child import Row, row, rows_of_child
+from simulations.benchmarks.turns import median_ms, ratio, take_turns
 
 IMAGE_SIZE_PX, CONDITIONS, THREADS, TURNS = 64, 8, 2, 9
 _CLIP_NORM = 1.0
@@ -105,11 +104,11 @@ def measure(patients: int = 64, turns: int = TURNS) -> list[Row]:
             # Opacus' hooks do without gradients of the images, and say so at every step.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             warnings.filterwarnings("ignore", "In CPU autocast")
-            seconds = _take_turns(ways(subject), turns)
+            seconds = take_turns(ways(subject), turns, rehearsals=1)
         plain = seconds.pop("plain")
-        rows.append(row(f"{subject.name}: the plain gradient", _median_ms(plain), "ms"))
+        rows.append(row(f"{subject.name}: the plain gradient", median_ms(plain), "ms"))
         rows += [
-            row(f"{subject.name}: {way} over plain", _ratio(taken, plain), "x")
+            row(f"{subject.name}: {way} over plain", ratio(taken, plain), "x")
             for way, taken in seconds.items()
         ]
     return rows
@@ -248,24 +247,3 @@ def _distance(found: Sums, exact: Sums) -> float:
     apart = sum(float((found[n].double() - exact[n]).square().sum()) for n in exact)
     length = sum(float(exact[n].square().sum()) for n in exact)
     return float((apart / length) ** 0.5)
-
-
-def _take_turns(ways: Mapping[str, Callable[[], Sums]], turns: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(turns + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            # The first is a rehearsal.
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    return round(statistics.median(ratios), 2)
-
-
-def _median_ms(seconds: Sequence[float]) -> float:
-    return round(1e3 * statistics.median(seconds), 1)
