@@ -35,9 +35,10 @@ log = logging.getLogger("fundusgen.server")
 _PHANTOMS = 2048
 # Pictures of a condition whose differences are measured, and the side at which they are.
 _COMPARED, _COMPARED_PX = 8, 16
-# Below this share of the prior's diversity, pictures have collapsed; healthy runs on hospitals with
-# one camera each stayed above 0.85 in every condition.
-_FLOOR = 0.5
+# Below this share of the prior's diversity, a generator has collapsed: on average, and in any one
+# condition, whose patients may all have been seen by one camera. Healthy runs on hospitals with one
+# camera each stayed above 0.85 in every condition.
+_FLOOR, _FLOOR_OF_ONE = 0.5, 0.25
 
 # Draws as many phantoms as it is told of the conditions whose places it is given.
 Phantoms = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -96,10 +97,10 @@ class GeneratorServer:
         self.study, self.phantoms = study, phantoms
         self._first = first
         # Random weights draw everything alike: they set no floor.
-        self._floors = (0.0,) * len(study.conditions)
+        self._at_first = (0.0,) * len(study.conditions)
         if study.prior:
-            self._floors = tuple(_FLOOR * (spread or 0.0) for spread in self._diversities(first))
-        self.floor = sum(self._floors) / len(self._floors)
+            self._at_first = tuple(spread or 0.0 for spread in self._diversities(first))
+        self.floor = _FLOOR * sum(self._at_first) / len(self._at_first)
 
     def train(
         self,
@@ -152,8 +153,10 @@ class GeneratorServer:
         finite = [spread for spread in found if spread is not None]
         alike = tuple(
             name
-            for name, spread, floor in zip(self.study.conditions, found, self._floors, strict=True)
-            if spread is None or spread < floor
+            for name, spread, prior in zip(
+                self.study.conditions, found, self._at_first, strict=True
+            )
+            if spread is None or spread < _FLOOR_OF_ONE * prior
         )
         mean = sum(finite) / len(finite) if len(finite) == len(found) else None
         return Health(mean, self.floor, alike)

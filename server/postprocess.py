@@ -263,8 +263,8 @@ class Postprocess:
             if not old.kept:
                 log.warning(
                     "round %d: the generator has collapsed%s: the diversity of its pictures is "
-                    "%s, and should be at least %.2f and half of the prior's in every condition; "
-                    "the one of round %d is kept",
+                    "%s, and should be at least %.2f and a quarter of the prior's in each "
+                    "condition; the one of round %d is kept",
                     self.state.round_number, _where(health), health.diversity, health.floor,
                     old.round_number,
                 )  # fmt: skip

@@ -156,7 +156,7 @@ def _collapsed(rounds: list[dict[str, Any]]) -> str:
     return (
         "<h2>The generator collapsed</h2><p>In the end its pictures of one condition hardly "
         f"differed{' in ' if names else ''}{names} (diversity {found['diversity'] or 0:.2f}, floor "
-        f"{found['floor']:.2f}; half of the prior's in every condition). "
+        f"{found['floor']:.2f}; a quarter of the prior's in each condition). "
         f"What was exported is the last that drew well, {kept}. Fewer or smaller steps of the "
         "generator may help (model.generator_steps, model.generator_learning_rate).</p>"
     )
