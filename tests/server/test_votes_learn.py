@@ -33,7 +33,8 @@ from fundusgen.training.population import VotedPopulation
 from fundusgen.training.vote_space import vote_space
 from server.voting import SiteVotes, Voting
 
-PATIENTS = 40
+# Enough of them that the noise of one run decides nothing.
+PATIENTS = 120
 STUDY = Study.model_validate(
     {
         "study_id": "learns",
