@@ -184,9 +184,10 @@ class Postprocess:
 
     def finish_run(self) -> None:
         """Export the generator with its card, and write the report."""
+        metrics = self.run.metrics()
         epsilons = {
             str(site["site"]): float(site["epsilon"])
-            for entry in self.run.metrics()
+            for entry in metrics
             for site in entry["sites"]
             if site["state"] == "accepted"
         }
@@ -197,7 +198,7 @@ class Postprocess:
             "delta": privacy.target_delta,
             "unit": privacy.unit,
         }
-        votes = [entry for entry in self.run.metrics() if entry["stage"] == "votes"]
+        votes = [entry for entry in metrics if entry["stage"] == "votes"]
         undecided: list[str] = votes[-1]["undecided"] if votes else []
         if votes:
             facts["undecided"] = undecided
