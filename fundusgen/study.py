@@ -39,6 +39,7 @@ SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 Name = Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
 # Accounting for more would keep a site busy for longer than the steps are worth.
 MAX_STEPS = 1_000_000
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Patterns = tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$")], ...]
 AdversarialLoss = Literal["logistic", "hinge"]
@@ -166,12 +167,15 @@ class PriorSettings(Settings):
         steps: Most steps of training; fewer if the held-out phantoms say that it is enough.
         batch: Phantoms of a step.
         learning_rate: Of Adam; falls to nothing over the last half.
+        seed: Of its first weights, its phantoms and their order. Not the study's, so that studies
+            of other seeds begin with the same prior.
     """
 
     phantoms: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
     batch: Annotated[int, Field(ge=1, le=4096)] = 16
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 7e-4
+    seed: Seed = 0
 
 
 def _none_or_enough(share: float) -> float:
@@ -381,14 +385,14 @@ class Study(Settings):
 
     Attributes:
         study_id: Name of the study.
-        seed: Of everything public: first weights, phantoms, pictures. Never of noise.
+        seed: Of everything public but the prior: first weights, phantoms, pictures. Never of noise.
         conditions: What generation is conditioned on, in the order of the model's index.
         image_size: Side of an image in pixels, a power of two from 32 to 256.
         prior: What the model learns from phantoms first; None begins with random weights.
     """
 
     study_id: Name
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1)]
     image_size: Annotated[Literal[32, 64, 128, 256], BeforeValidator(_whole)] = 64
     model: AnyModelSettings = VAESettings()

@@ -42,6 +42,8 @@ log = logging.getLogger("fundusgen.server")
 _GENERATOR = "generator/"
 # Begins the names of its weights.
 _GENERATED = "generator."
+# Added to a seed: above any that a prior can have, so that nothing is measured on what it learned.
+_NEVER_LEARNED = 2**63
 
 
 class Postprocess:
@@ -352,7 +354,8 @@ def _phantoms(study: Study) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Phantoms to measure a VAE's public loss on: (N, 3, S, S) in [-1, 1] and their conditions."""
     if not study.evaluation.phantoms or study.model.kind != "vae":
         return None
-    # Of another seed than those that a prior learns from.
-    images_NSSC, conditions_N = study_phantoms(study, study.evaluation.phantoms, study.seed + 1)
+    images_NSSC, conditions_N = study_phantoms(
+        study, study.evaluation.phantoms, _NEVER_LEARNED + study.seed
+    )
     images = to_network(torch.from_numpy(images_NSSC)).contiguous()
     return images, torch.from_numpy(conditions_N)

@@ -63,7 +63,7 @@ def pretrained(
 ) -> Prior:
     """Return the study's prior: from the cache, or drawn and trained now and put there.
 
-    Guarantee: the result depends on the study and the seed in it, and on no patient.
+    Guarantee: the result depends on the study and the prior's seed in it, and on no patient.
     Edge cases: a damaged file in the cache is trained anew and replaced.
 
     Args:
@@ -122,7 +122,7 @@ def _trained(
     images_NSSC, conditions_N = study_phantoms(
         study,
         settings.phantoms + held_out,
-        study.seed,
+        settings.seed,
         workers=workers,
         on_progress=lambda done, total: on_progress(PriorProgress("phantoms", done, total)),
     )
@@ -137,13 +137,13 @@ def _trained(
 
     fitted = fit(
         study,
-        weights_of(build_model(study)),
+        weights_of(build_model(study.model_copy(update={"seed": settings.seed}))),
         images_NSSC[:-held_out],
         conditions_N[:-held_out],
         steps=settings.steps,
         batch=settings.batch,
         learning_rate=settings.learning_rate,
-        seed=study.seed,
+        seed=settings.seed,
         device=device,
         held_out=(images_NSSC[-held_out:], conditions_N[-held_out:]),
         on_progress=note,

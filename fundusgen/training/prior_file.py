@@ -53,9 +53,10 @@ class Prior:
 def prior_digest(study: Study) -> str:
     """SHA-256 over everything that a study's prior is made from, in hex.
 
-    The simulator's version, the model, image size, conditions, settings of the prior and the
-    seed, and the source of the modules that train. The stages, the private part of the weights
-    and the budget are not in it: studies that differ in those alone share a prior.
+    The simulator's version, the model, image size, conditions, settings of the prior with its
+    seed, and the source of the modules that train. The stages, the private part of the weights,
+    the budget and the study's own seed are not in it: studies that differ in those alone share a
+    prior.
     """
     sources = {
         module.__name__: hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
@@ -63,8 +64,8 @@ def prior_digest(study: Study) -> str:
     }
     parts = {
         **_shape(study),
-        "prior": study.prior.model_dump(mode="json") if study.prior else None,
-        "seed": study.seed,
+        "prior": study.prior.model_dump(mode="json", exclude={"seed"}) if study.prior else None,
+        "seed": study.prior.seed if study.prior else None,
         "simulator": phantom.SIMULATOR_VERSION,
         "sources": sources,
     }

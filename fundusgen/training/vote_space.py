@@ -33,7 +33,7 @@ from fundusgen.study import Study
 
 # Enough for what can be read at 64 px to be read; more steps win hundredths.
 _PHANTOMS, _STEPS, _BATCH, _LEARNING_RATE = 5000, 1200, 64, 2e-3
-# Another collection than that of the prior and of the candidates, whose seed is the study's.
+# Another collection than those of the prior and of the candidates, unless somebody picks it.
 _SEED = 0x5EED
 _RENDERED = 64
 

@@ -33,8 +33,10 @@ _FEDERATION: Mapping[str, Any] = {"server_learning_rate": 0.003}
 
 def gan_prior(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the GAN's prior, which has seen no patient."""
-    study = study_of(context, seed, None, {"votes": None}, prior=_PRIOR, model=_GAN)
-    run = prepared(context, study, "gan-prior")
+    study = study_of(
+        context, seed, None, {"votes": None}, prior={**_PRIOR, "seed": seed}, model=_GAN
+    )
+    run = prepared(context, study, f"gan-prior-{seed}")
     return drawn(context, study, Postprocess(study, run).state.average)
 
 

@@ -31,8 +31,8 @@ _SCRATCH_FEDERATION: Mapping[str, Any] = {"server_learning_rate": 0.002, "ema_de
 
 def prior_alone(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the prior, which has seen no patient."""
-    study = study_of(context, seed, None, {"votes": None})
-    run = prepared(context, study, "prior")
+    study = study_of(context, seed, None, {"votes": None}, prior={"seed": seed})
+    run = prepared(context, study, f"prior-{seed}")
     return drawn(context, study, Postprocess(study, run).state.average)
 
 

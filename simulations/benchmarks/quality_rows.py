@@ -1,6 +1,8 @@
 """The rows of the quality benchmark: ways to make images, each named and made by a function.
 
-To add a row, write a maker (`quality_context`) and enter it in `ROWS`.
+To add a row, write a maker (`quality_context`) and enter it in `ROWS`. Every row that begins with
+a prior begins with that of seed 0, as studies of any seed do that do not say otherwise; the seeds
+of those rows vary what comes after. The rows of the priors alone vary the prior.
 
 N images, S side in pixels, C colours.
 """

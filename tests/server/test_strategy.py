@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from pydantic import ValidationError
 
 from fundusgen.errors import FederationError, RunError
 from fundusgen.federation.exchange import Answer, Refusal, Request
@@ -27,7 +28,8 @@ from fundusgen.privacy.policy import RefusalReason
 from fundusgen.privacy.receipt_folder import read_receipts
 from fundusgen.privacy.receipts import Receipt
 from fundusgen.run_folder import RunFolder
-from fundusgen.study import Study
+from fundusgen.study import PriorSettings, Study
+from fundusgen.training.phantoms import study_phantoms
 from server.postprocess import Postprocess
 from server.receipts import ReceiptBook
 from server.strategy import StudyStrategy
@@ -389,6 +391,23 @@ def test_a_receipt_is_kept_even_if_the_arrays_do_not_count(tmp_path) -> None:
 def test_a_run_that_knows_no_site_does_not_begin(tmp_path) -> None:
     with pytest.raises(RunError, match="No site is known"):
         ReceiptBook(RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**63 - 1])
+def test_the_loss_is_measured_on_phantoms_that_no_prior_can_have_learned(
+    tmp_path, monkeypatch, seed: int
+) -> None:
+    measured_on = []
+
+    def drawn(study, count, seed, **rest):
+        measured_on.append(seed)
+        return study_phantoms(study, count, seed, **rest)
+
+    monkeypatch.setattr("server.postprocess.study_phantoms", drawn)
+    Postprocess(study().model_copy(update={"seed": seed}), RunFolder(tmp_path))
+    (found,) = measured_on
+    with pytest.raises(ValidationError, match="less than"):
+        PriorSettings(seed=found)
 
 
 def test_a_finished_run_has_a_generator_a_card_and_a_report(tmp_path) -> None:

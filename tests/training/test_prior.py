@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from fundusgen.errors import ModelError, StudyError
+from fundusgen.federation.weights import digest
 from fundusgen.models.factory import build_model
 from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.population import collection_phantom
@@ -22,6 +23,7 @@ from fundusgen.training.prior import cached_prior, pretrained
 from fundusgen.training.prior_file import Prior, load_prior, prior_digest, save_prior
 
 CPU = torch.device("cpu")
+PRIOR = {"phantoms": 48, "steps": 6, "batch": 8, "learning_rate": 2e-3}
 
 
 def study(**changes: object) -> Study:
@@ -31,7 +33,7 @@ def study(**changes: object) -> Study:
         "conditions": ["normal", "amd", "other"],
         "image_size": 32,
         "model": {"width": 4, "latent": 4, "beta": 4},
-        "prior": {"phantoms": 48, "steps": 6, "batch": 8, "learning_rate": 2e-3},
+        "prior": PRIOR,
         "privacy": {"target_epsilon": 8},
         "federation": {"rounds": 1},
     }
@@ -259,7 +261,7 @@ def test_a_damaged_prior_in_the_cache_is_trained_anew_and_replaced(
     first = pretrained(study(), tmp_path)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
-    other = study(seed=9)
+    other = study(prior={"phantoms": 48, "steps": 6, "batch": 8, "seed": 9})
     if damage == "folder of another":
         save_prior(file, other, replace(first, digest=prior_digest(other)))
     else:
@@ -277,7 +279,8 @@ def test_a_damaged_prior_in_the_cache_is_trained_anew_and_replaced(
 @pytest.mark.parametrize(
     ("changes", "same"),
     [
-        ({"seed": 3}, False),
+        ({"seed": 3}, True),
+        ({"prior": {**PRIOR, "seed": 3}}, False),
         ({"conditions": ["normal", "other", "amd"]}, False),
         ({"model": {"width": 8, "latent": 4, "beta": 4}}, False),
         ({"prior": {"phantoms": 48, "steps": 7, "batch": 8}}, False),
@@ -290,6 +293,21 @@ def test_studies_share_a_prior_exactly_where_it_would_come_out_the_same(
     changes: dict, same: bool
 ) -> None:
     assert (prior_digest(study()) == prior_digest(study(**changes))) is same
+
+
+def test_a_prior_comes_out_the_same_for_studies_of_other_seeds(tmp_path, trainings) -> None:
+    one = pretrained(study(seed=2), tmp_path / "one")
+    other = pretrained(study(seed=11), tmp_path / "other")
+    assert len(trainings) == 2
+    assert digest(one.weights) == digest(other.weights)
+    assert pretrained(study(seed=11), tmp_path / "one").digest == one.digest
+    assert len(trainings) == 2
+
+
+def test_priors_of_other_seeds_are_others(tmp_path) -> None:
+    one = pretrained(study(), tmp_path)
+    other = pretrained(study(prior={**PRIOR, "seed": 1}), tmp_path)
+    assert digest(one.weights) != digest(other.weights)
 
 
 @pytest.mark.parametrize(
