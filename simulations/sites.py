@@ -100,15 +100,8 @@ def _real_sites(study: Study, folder: Path, source: Path, say: Callable[[str], N
         columns={},
         one_image_per_patient=source.name in study.simulation.one_image_per_patient,
     )
-    reading = read_manifest(settings)
-    if not reading.rows:
-        raise RunError(
-            f"No row of {settings.manifest} can be used: {reading.problems[0]}",
-            remedy="Sites without patient ids must be listed in simulation.one_image_per_patient "
-            "if each image is of another patient",
-        )
     by_patient: dict[str, list[ImageRow]] = {}
-    for row in reading.rows:
+    for row in readable_rows(settings):
         by_patient.setdefault(row.patient_id, []).append(row)
     rule = study.simulation.partition.get(source.name, PartitionRule(into=1))
     conditions = {
@@ -123,13 +116,30 @@ def _real_sites(study: Study, folder: Path, source: Path, say: Callable[[str], N
             continue
         say(f"{site.path.name}: {len(patients)} patients of {source.name}")
         site.path.mkdir(parents=True, exist_ok=True)
-        rows = [_manifest_row(row) for patient in patients for row in by_patient[patient]]
+        rows = [manifest_row(row) for patient in patients for row in by_patient[patient]]
         write_manifest(site.path / "manifest.csv", rows)
         _write_settings(study, site, Path("manifest.csv"), source, len(patients))
     return len(parts)
 
 
-def _manifest_row(row: ImageRow) -> dict[str, str | int | None]:
+def readable_rows(settings: ManifestSettings) -> tuple[ImageRow, ...]:
+    """The rows of a hospital's manifest that can be used.
+
+    Raises:
+        RunError: There is none.
+    """
+    reading = read_manifest(settings)
+    if not reading.rows:
+        raise RunError(
+            f"No row of {settings.manifest} can be used: {reading.problems[0]}",
+            remedy="Sites without patient ids must be listed in simulation.one_image_per_patient "
+            "if each image is of another patient",
+        )
+    return reading.rows
+
+
+def manifest_row(row: ImageRow) -> dict[str, str | int | None]:
+    """The cells of a row, for another manifest with the same root."""
     return {
         "file": row.file, "patient_id": row.patient_id, "eye": row.eye, "dr_grade": row.dr_grade,
         "dme_risk": row.dme_risk, "diagnosis": row.diagnosis, "sex": row.sex, "age": row.age,

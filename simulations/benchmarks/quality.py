@@ -2,7 +2,9 @@
 
 Run as `python -m simulations.benchmarks.quality measure --data DIR`, with a folder of site folders,
 and then `... quality render`, which writes `docs/results/quality.md`. Photographs and whatever is
-computed of single ones stay in the cache, outside of what is committed.
+computed of single ones stay in the cache, outside of what is committed. `... quality halves` writes
+site folders of both halves, for `fundusgen evaluate` on a generator that `measure` has left in
+`OUT/work`.
 
 Rows are made with the training halves of the hospitals (`quality_rows`, `quality_hospitals`), and
 measured against the test halves of all of them together (`quality_judge`). The yardstick is the
@@ -31,6 +33,7 @@ from fundusgen.storage import replacing, write_atomically, write_json
 from simulations.benchmarks.child import Row as Figure
 from simulations.benchmarks.child import row as figure
 from simulations.benchmarks.quality_context import Context, Row, mixed_labels
+from simulations.benchmarks.quality_halves import write_halves
 from simulations.benchmarks.quality_hospitals import OUT, Settings, load_hospitals
 from simulations.benchmarks.quality_judge import Judge, Record, standard_extractors
 from simulations.benchmarks.quality_page import PICTURES, write_page
@@ -182,6 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring.add_argument("--reuse", action="store_true", help="measure kept images again")
     measuring.add_argument("--size", type=int, default=Settings.size_px, help="side in pixels")
     rendering = steps.add_parser("render", help="write the page and its pictures")
+    halving = steps.add_parser("halves", help="write site folders of the halves of the hospitals")
+    halving.add_argument("--data", type=Path, required=True, help="folder of site folders")
+    halving.add_argument("--out", type=Path, default=OUT / "halves", help="where they go")
     for step in (measuring, rendering):
         step.add_argument("--docs", type=Path, default=DOCS, help="where quality.md goes")
         step.add_argument("--out", type=Path, default=OUT, help="folder of the results")
@@ -189,6 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.step == "render":
             render(options.out, options.docs)
+        elif options.step == "halves":
+            for half, folders in write_halves(options.data, options.out).items():
+                _say(f"{half}: {', '.join(map(str, folders))}")
         else:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
             cache = options.cache or options.out / "cache"

@@ -15,6 +15,7 @@ from simulations.benchmarks.quality_stages import (
     DPSGD,
     after_votes,
     drawn,
+    finished,
     fitted_on_patients,
     fresh,
     prepared,
@@ -37,7 +38,7 @@ def gan_prior(context: Context, epsilon: float | None, seed: int) -> NDArray[np.
         context, seed, None, {"votes": None}, prior={**_PRIOR, "seed": seed}, model=_GAN
     )
     run = prepared(context, study, f"gan-prior-{seed}")
-    return drawn(context, study, Postprocess(study, run).state.average)
+    return finished(context, Postprocess(study, run))
 
 
 def gan_tuned(
@@ -52,7 +53,7 @@ def gan_tuned(
         **settings: See `tuned_server`.
     """
     server = tuned_server(context, epsilon, seed, **settings)
-    return drawn(context, server.study, server.state.drawn_from)
+    return finished(context, server)
 
 
 def tuned_server(
@@ -96,14 +97,14 @@ def gan_voted(context: Context, epsilon: float | None, seed: int) -> NDArray[np.
     server = after_votes(
         context, epsilon, seed, dpsgd=None, refit=True, label="gan-votes", prior=_PRIOR, model=_GAN
     )
-    return drawn(context, server.study, server.state.average)
+    return finished(context, server)
 
 
 def gan_voted_and_tuned(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the GAN after votes, refit and DP-SGD on a part of its discriminator."""
     server = voted_server(context, epsilon, seed)
     train(context, server, epsilon)
-    return drawn(context, server.study, server.state.drawn_from)
+    return finished(context, server)
 
 
 def voted_server(
@@ -131,7 +132,7 @@ def gan_from_scratch(context: Context, epsilon: float | None, seed: int) -> NDAr
     )  # fmt: skip
     server = Postprocess(study, fresh(context, f"gan-scratch-{epsilon}-{seed}"))
     train(context, server, epsilon)
-    return drawn(context, study, server.state.drawn_from)
+    return finished(context, server)
 
 
 def gan_without_noise(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ N images, S side in pixels, C colours.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,32 +82,22 @@ def load_hospitals(settings: Settings) -> Hospitals:
     Raises:
         RunError: There is no site folder, or none with enough patients.
     """
-    folders = sorted(path.parent for path in settings.data.glob("*/manifest.csv"))
-    if not folders:
-        raise RunError(
-            f"{settings.data} holds no hospital",
-            expected="folders of photographs with a manifest.csv each",
-            remedy="Give --data DIR; `fundusgen phantom` writes an example of such a folder",
-        )
+    folders = source_folders(settings.data)
     whole: dict[str, Sample] = {}
     train: dict[str, PatientDataset] = {}
     tests: dict[str, Sample] = {}
     digests = []
     for folder in folders:
-        manifest = ManifestSettings(
-            folder / "manifest.csv",
-            folder,
-            one_image_per_patient=folder.name in ONE_IMAGE_PER_PATIENT,
+        loaded = load_patients(
+            manifest_of(folder), settings.size_px, CONDITIONS, settings.cache / folder.name
         )
-        loaded = load_patients(manifest, settings.size_px, CONDITIONS, settings.cache / folder.name)
         dataset = loaded.dataset
         digests.append([folder.name, loaded.content_digest])
         whole[folder.name] = sample_of(dataset)
-        if len(dataset) >= SPLIT_FROM_PATIENTS:
-            ids = [f"{folder.name}/{patient}" for patient in dataset.patients_N]
-            train_half, test_half = split_patients(ids, (0.5, 0.5), SPLIT_SEED)
-            train[folder.name] = dataset.subset(train_half)
-            tests[folder.name] = sample_of(dataset.subset(test_half))
+        halves = halves_of(folder.name, dataset.patients_N)
+        if halves is not None:
+            train[folder.name] = dataset.subset(halves[0])
+            tests[folder.name] = sample_of(dataset.subset(halves[1]))
     if not tests:
         raise RunError(
             f"no hospital in {settings.data} has {SPLIT_FROM_PATIENTS} patients",
@@ -116,6 +106,45 @@ def load_hospitals(settings: Settings) -> Hospitals:
     content = [digests, SPLIT_SEED, SPLIT_FROM_PATIENTS]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Hospitals(whole, train, joined(tests), digest)
+
+
+def source_folders(data: Path) -> list[Path]:
+    """The folders of a folder that hold photographs with a manifest.
+
+    Raises:
+        RunError: There is none.
+    """
+    folders = sorted(path.parent for path in data.glob("*/manifest.csv"))
+    if not folders:
+        raise RunError(
+            f"{data} holds no hospital",
+            expected="folders of photographs with a manifest.csv each",
+            remedy="Give --data DIR; `fundusgen phantom` writes an example of such a folder",
+        )
+    return folders
+
+
+def halves_of(
+    hospital: str, patients_N: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Places of the images of a hospital's training and test half; None where it is too small.
+
+    Args:
+        hospital: Its name.
+        patients_N: The patient of each image.
+    """
+    if len(set(patients_N)) < SPLIT_FROM_PATIENTS:
+        return None
+    ids = [f"{hospital}/{patient}" for patient in patients_N]
+    train_half, test_half = split_patients(ids, (0.5, 0.5), SPLIT_SEED)
+    return train_half, test_half
+
+
+def manifest_of(folder: Path) -> ManifestSettings:
+    """How a hospital's manifest is to be read."""
+    return ManifestSettings(
+        folder / "manifest.csv", folder, one_image_per_patient=folder.name in ONE_IMAGE_PER_PATIENT
+    )
 
 
 def sample_of(dataset: PatientDataset) -> Sample:

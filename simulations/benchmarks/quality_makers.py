@@ -16,6 +16,7 @@ from simulations.benchmarks.quality_stages import (
     VOTES,
     after_votes,
     drawn,
+    finished,
     fitted_on_patients,
     fresh,
     prepared,
@@ -33,7 +34,7 @@ def prior_alone(context: Context, epsilon: float | None, seed: int) -> NDArray[n
     """Draw from the prior, which has seen no patient."""
     study = study_of(context, seed, None, {"votes": None}, prior={"seed": seed})
     run = prepared(context, study, f"prior-{seed}")
-    return drawn(context, study, Postprocess(study, run).state.average)
+    return finished(context, Postprocess(study, run))
 
 
 def voted(
@@ -41,6 +42,7 @@ def voted(
 ) -> NDArray[np.uint8]:
     """Draw phantoms like those that won the votes."""
     server = after_votes(context, epsilon, seed, dpsgd=None, refit=False, votes=votes)
+    server.finish_run()
     return winners(context, server)
 
 
@@ -56,14 +58,14 @@ def winners(context: Context, server: Postprocess) -> NDArray[np.uint8]:
 def refitted(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the model, refitted on phantoms like those that won the votes."""
     server = after_votes(context, epsilon, seed, dpsgd=None, refit=True)
-    return drawn(context, server.study, server.state.average)
+    return finished(context, server)
 
 
 def tuned(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """Draw from the model after votes, refit and DP-SGD on its private part."""
     server = after_votes(context, epsilon, seed, dpsgd={}, refit=True)
     train(context, server, epsilon)
-    return drawn(context, server.study, server.state.average)
+    return finished(context, server)
 
 
 def dpsgd_alone(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
@@ -74,7 +76,7 @@ def dpsgd_alone(context: Context, epsilon: float | None, seed: int) -> NDArray[n
     )  # fmt: skip
     server = Postprocess(study, fresh(context, f"dpsgd-{epsilon}-{seed}"))
     train(context, server, epsilon)
-    return drawn(context, study, server.state.average)
+    return finished(context, server)
 
 
 def from_scratch(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:

@@ -290,6 +290,12 @@ def fresh(context: Context, label: str) -> RunFolder:
     return RunFolder(path)
 
 
+def finished(context: Context, server: Postprocess) -> NDArray[np.uint8]:
+    """Finish a run, which leaves its generator and report in the run folder, and draw from it."""
+    server.finish_run()
+    return drawn(context, server.study, server.state.drawn_from)
+
+
 def drawn(context: Context, study: Study, weights: Weights) -> NDArray[np.uint8]:
     """Draw an image for each label, all right eyes."""
     generator = Generator(study, weights)

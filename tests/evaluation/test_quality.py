@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fundusgen.errors import RunError
 from fundusgen.evaluation.colour import ColourFeatures
+from fundusgen.evaluation.real_images import load_real
 from fundusgen.phantom.mix import DEFAULT_MIX
 from fundusgen.phantom.site import write_site_folder
 from simulations.benchmarks import quality, quality_hospitals, quality_page
@@ -62,6 +63,21 @@ def test_halves_are_disjoint_by_patient_and_small_hospitals_are_not_split(
     assert not train & test
     assert len(train | test) == 50 + 44
     assert len(hospitals.test.images_NSSC) == len(hospitals.test.patients_N or ())
+
+
+def test_halves_as_site_folders_are_those_of_the_benchmark_and_hold_no_photograph(
+    settings: Settings, tmp_path: Path
+) -> None:
+    hospitals = load_hospitals(settings)
+    assert quality.main(["halves", "--data", str(settings.data), "--out", str(tmp_path)]) == 0
+    assert not list(tmp_path.glob("t*/*/*.png"))
+    train, test = (
+        load_real([tmp_path / half / name for name in ("east", "west")], SIZE_PX, tmp_path / "seen")
+        for half in ("train", "test")
+    )
+    trained = [half.pixels(np.arange(half.image_count)) for half in hospitals.train.values()]
+    assert np.array_equal(train.images.images_NSSC, np.concatenate(trained))
+    assert np.array_equal(test.images.images_NSSC, hospitals.test.images_NSSC)
 
 
 def test_finished_rows_are_not_made_again(
