@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from fundusgen.federation.weights import Weights
+from fundusgen.federation.weights import Weights, average
 from fundusgen.models.discriminator import Discriminator
 from fundusgen.models.factory import build_model, load_weights
 from fundusgen.models.gan import GAN
 from fundusgen.study import Study
+from fundusgen.training.device import quickest_device
 from fundusgen.training.generator_steps import (
     GeneratorReport,
     GeneratorTraining,
@@ -121,13 +122,7 @@ class GeneratorServer:
         """
         settings = self.study.gan
         model = self._model(now)
-        judges = []
-        if settings.ensemble:
-            whole = sum(share for share, _ in replies)
-            judges = [
-                Judge(self._model({**now, **reply}).discriminator, share / whole)
-                for share, reply in replies
-            ]
+        judges = self._judges(now, replies) if settings.ensemble else []
         # The public discriminator begins as one that no patient has trained: what the sites were
         # sent first, or, where it has to begin anew, the prior's.
         public = before if round_number == self.study.votes_rounds + 1 else self._first
@@ -166,7 +161,25 @@ class GeneratorServer:
         if not isinstance(model, GAN):
             raise AssertionError("a study with a GAN builds one")
         load_weights(model, {name: torch.from_numpy(value) for name, value in weights.items()})
-        return model.to(_device())
+        return model.to(quickest_device())
+
+    def _judges(self, now: Weights, replies: Sequence[tuple[float, Weights]]) -> list[Judge]:
+        """The sites' discriminators as an ensemble around that of the server.
+
+        Each differs from the server's as a reply from the average of them. A reply by itself would
+        lack what the server's optimizer has made of this round and all before.
+        """
+        whole = sum(share for share, _ in replies)
+        middle = average(replies)
+        return [
+            Judge(
+                self._model(
+                    {**now, **{name: now[name] + reply[name] - middle[name] for name in reply}}
+                ).discriminator,
+                share / whole,
+            )
+            for share, reply in replies
+        ]
 
     def _critic(self, public: Weights) -> PublicCritic | None:
         if self._learned_from is None:
@@ -187,16 +200,12 @@ class GeneratorServer:
     @torch.inference_mode()
     def _diversities(self, weights: Weights) -> tuple[float | None, ...]:
         """Of each condition; None where a picture is not finite."""
-        model = self._model(weights)
+        model, device = self._model(weights), quickest_device()
         draws = torch.Generator().manual_seed(self.study.seed)
         spreads = []
         for condition in range(model.conditions):
-            noise = torch.randn(_COMPARED, model.noise_length, generator=draws).to(_device())
-            conditions_N = torch.full((_COMPARED,), condition, device=_device())
+            noise = torch.randn(_COMPARED, model.noise_length, generator=draws).to(device)
+            conditions_N = torch.full((_COMPARED,), condition, device=device)
             drawn = functional.adaptive_avg_pool2d(model.draw(noise, conditions_N), _COMPARED_PX)
             spreads.append(127.5 * float(drawn.std(0).mean()))
         return tuple(spread if np.isfinite(spread) else None for spread in spreads)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,6 +28,7 @@ from fundusgen.report.page import write_report
 from fundusgen.report.pictures import contact_sheet, draw_sheet, save_png
 from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
+from fundusgen.training.device import quickest_device
 from fundusgen.training.fitting import FitProgress, fit
 from fundusgen.training.phantoms import study_phantoms
 from fundusgen.training.population import save_population
@@ -122,7 +123,8 @@ class Postprocess:
         )
         entry: dict[str, object] = {"round": round_number, "stage": "dpsgd"}
         if self.generator is not None:
-            entry["generator"] = {**facts, **self._watched(self.generator, old)}
+            called = f"the one of round {old.round_number}"
+            entry["generator"] = {**facts, **self._watched(self.generator, old, called)}
         self._append_metrics(entry, sites, seconds)
         self._draw(round_number)
         # Last: a round without its checkpoint is asked for again, and answered from the outboxes.
@@ -159,7 +161,8 @@ class Postprocess:
                 round_number, ", ".join(tally.undecided),
             )  # fmt: skip
         last = round_number == self.study.votes_rounds
-        weights = self._refitted(voting) if last else self.state.weights
+        old = self.state
+        weights = self._refitted(voting) if last else old.weights
         self.state = replace(
             self.state, round_number=round_number, weights=weights, average=weights
         )
@@ -167,6 +170,8 @@ class Postprocess:
             "round": round_number, "stage": "votes", "elected": tally.elected,
             "undecided": list(tally.undecided), "appearance": voting.appearance_noise(round_number),
         }  # fmt: skip
+        if self.generator is not None and last and self.study.votes.refit_steps:
+            entry["generator"] = self._watched(self.generator, old, "the prior")
         self._append_metrics(entry, sites, seconds)
         self._draw_winners(voting, round_number)
         if last and self.study.votes.refit_steps:
@@ -234,7 +239,7 @@ class Postprocess:
             batch=prior.batch,
             learning_rate=prior.learning_rate / 2,
             seed=self.study.seed,
-            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            device=quickest_device(),
             held_out=(images_NSSC[:held_out], conditions_N[:held_out]),
             again=True,
             critic=load_prior(self.run.prior, self.study).critic,
@@ -245,7 +250,7 @@ class Postprocess:
 
     def _generator(self) -> GeneratorServer | None:
         """What trains and watches the generator, where the study has a GAN."""
-        if self.study.model.kind != "gan" or self.study.stages.dpsgd is None:
+        if self.study.model.kind != "gan":
             return None
         phantoms = self._learned_from if self.study.prior is not None else None
         return GeneratorServer(self.study, phantoms, _first(self.study, self.run).weights)
@@ -258,8 +263,16 @@ class Postprocess:
         population = self.voting.population(self.study.votes_rounds)
         return population.images(population.lineages(conditions_N, self.study.seed))
 
-    def _watched(self, generator: GeneratorServer, old: Checkpoint) -> dict[str, object]:
-        """Look at what the new average draws, and keep the last one that drew well."""
+    def _watched(
+        self, generator: GeneratorServer, old: Checkpoint, called: str
+    ) -> dict[str, object]:
+        """Look at what the new average draws, and keep the last one that drew well.
+
+        Args:
+            generator: Looks.
+            old: The checkpoint before, from which is drawn what draws well.
+            called: What that is.
+        """
         health = generator.health(self.state.average)
         if health.collapsed:
             self.state = replace(self.state, kept=old.drawn_from)
@@ -267,9 +280,8 @@ class Postprocess:
                 log.warning(
                     "round %d: the generator has collapsed%s: the diversity of its pictures is "
                     "%s, and should be at least %.2f and a quarter of the prior's in each "
-                    "condition; the one of round %d is kept",
-                    self.state.round_number, _where(health), health.diversity, health.floor,
-                    old.round_number,
+                    "condition; %s is kept",
+                    self.state.round_number, _where(health), health.diversity, health.floor, called,
                 )  # fmt: skip
         elif old.kept:
             self.state = replace(self.state, kept={})

@@ -158,7 +158,8 @@ def _collapsed(rounds: list[dict[str, Any]]) -> str:
         f"differed{' in ' if names else ''}{names} (diversity {found['diversity'] or 0:.2f}, floor "
         f"{found['floor']:.2f}; a quarter of the prior's in each condition). "
         f"What was exported is the last that drew well, {kept}. Fewer or smaller steps of the "
-        "generator may help (model.generator_steps, model.generator_learning_rate).</p>"
+        "generator may help (model.generator_steps, model.generator_learning_rate), or fewer of "
+        "the refit after votes (stages.votes.refit_steps).</p>"
     )
 
 

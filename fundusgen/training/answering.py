@@ -55,6 +55,7 @@ from fundusgen.privacy.receipts import MAX_CHARACTERS, Receipt
 from fundusgen.privacy.remarks import note_policy, note_refusal, note_replay
 from fundusgen.site import SiteFolder, SiteSettings
 from fundusgen.study import Stage, Study, parse_study
+from fundusgen.training.device import quickest_device
 from fundusgen.training.local import load_model, prepare_round, train_round
 from fundusgen.training.mechanisms import planned_events, reply_bytes, round_event
 from fundusgen.training.places import batch_that_holds
@@ -453,7 +454,7 @@ def prepare_device(settings: SiteSettings) -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return quickest_device()
     try:
         device = torch.device(settings.device)
         # What only pretends to compute (`meta`) fails here, and not after the reservation.

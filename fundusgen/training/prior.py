@@ -18,6 +18,7 @@ import torch
 from fundusgen.errors import ModelError, StudyError
 from fundusgen.models.factory import build_model
 from fundusgen.study import PriorSettings, Study
+from fundusgen.training.device import quickest_device
 from fundusgen.training.fitting import FitProgress, fit, weights_of
 from fundusgen.training.phantoms import study_phantoms
 from fundusgen.training.prior_file import Prior, load_prior, prior_digest, save_prior
@@ -70,7 +71,7 @@ def pretrained(
         study: A study with `prior` settings.
         cache_dir: Folder of priors by digest; made if absent.
         workers: Processes that draw phantoms.
-        device: Where to train.
+        device: Where to train; a GPU where there is one, if absent.
         on_progress: Called while phantoms are drawn and after every step.
 
     Raises:
@@ -80,7 +81,7 @@ def pretrained(
     kept = cached_prior(study, cache_dir)
     if kept is not None:
         return kept
-    prior = _trained(study, settings, workers, device or torch.device("cpu"), on_progress)
+    prior = _trained(study, settings, workers, device or quickest_device(), on_progress)
     save_prior(_file(study, cache_dir), study, prior)
     return prior
 

@@ -13,7 +13,16 @@ from safetensors.numpy import load, save
 from fundusgen import phantom, pixels
 from fundusgen.errors import ModelError
 from fundusgen.federation.weights import Weights, digest
-from fundusgen.models import blocks, discriminator, factory, gan, losses, synthesis, vae
+from fundusgen.models import (
+    activations,
+    blocks,
+    discriminator,
+    factory,
+    gan,
+    losses,
+    synthesis,
+    vae,
+)
 from fundusgen.models.factory import build_model, load_weights
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study
@@ -28,7 +37,7 @@ _LATER = {
 }  # fmt: skip
 # What decides how the weights come out, beside the settings.
 _SOURCES = (
-    blocks, discriminator, factory, gan, losses, synthesis, vae,
+    activations, blocks, discriminator, factory, gan, losses, synthesis, vae,
     fitting, learners, phantoms, pixels, sliced_distance,
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 
 from fundusgen import pixels as pixels_module
 from fundusgen.federation.weights import Weights
+from fundusgen.models import activations
 from fundusgen.models import encoder as encoder_module
 from fundusgen.models.encoder import ParameterEncoder
 from fundusgen.phantom import SIMULATOR_VERSION, reading
@@ -30,6 +31,7 @@ from fundusgen.phantom.workers import ordered_map
 from fundusgen.pixels import to_network
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study
+from fundusgen.training.device import quickest_device
 
 # Enough for what can be read at 64 px to be read; more steps win hundredths.
 _PHANTOMS, _STEPS, _BATCH, _LEARNING_RATE = 5000, 1200, 64, 2e-3
@@ -57,7 +59,7 @@ def vote_space(
         study: Gives the image size.
         cache_dir: Folder of encoders by digest; made if absent.
         workers: Processes that draw phantoms.
-        device: Where to train.
+        device: Where to train; a GPU where there is one, if absent.
         on_progress: Called with phantoms drawn and steps taken, and how many there will be.
     """
     path = cache_dir / f"vote-space-{_digest(study.image_size)[:16]}.safetensors"
@@ -65,7 +67,7 @@ def vote_space(
         kept: Weights = load_file(path)
         return kept
     except (OSError, SafetensorError):
-        weights = _trained(study.image_size, workers, device or torch.device("cpu"), on_progress)
+        weights = _trained(study.image_size, workers, device or quickest_device(), on_progress)
     write_atomically(path, save(weights))
     return weights
 
@@ -128,9 +130,10 @@ def _pixels(images_NSSC: NDArray[np.uint8]) -> torch.Tensor:
 
 def _digest(image_size: int) -> str:
     sources = [
-        hashlib.sha256(Path(source).read_bytes()).hexdigest()
+        hashlib.sha256(Path(str(source)).read_bytes()).hexdigest()
         for source in (
-            str(encoder_module.__file__), str(reading.__file__), pixels_module.__file__, __file__
+            activations.__file__, encoder_module.__file__, reading.__file__,
+            pixels_module.__file__, __file__,
         )
     ]  # fmt: skip
     parts = [SIMULATOR_VERSION, image_size, sources]

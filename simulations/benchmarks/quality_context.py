@@ -6,8 +6,11 @@ halves.
 N images, S side in pixels, C colours.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,15 @@ class Context:
     size_px: int
     labels_N: tuple[str, ...]
     work_dir: Path
+
+    @cached_property
+    def train_digest(self) -> str:
+        """SHA-256 of every hospital's name, and of its pixels, conditions and patients."""
+        found = hashlib.sha256()
+        for name, site in sorted(self.train.items()):
+            found.update(json.dumps([name, site.patients_N, site.conditions_N.tolist()]).encode())
+            found.update(site.pixels(np.arange(site.image_count)).tobytes())
+        return found.hexdigest()
 
     def pooled(self) -> "Context":
         """The same patients, all at one hospital; only without privacy may anyone do that."""

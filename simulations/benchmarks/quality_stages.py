@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from fundusgen.code import code_hash
 from fundusgen.data.conditions import CONDITIONS
 from fundusgen.data.patients import PatientDataset
 from fundusgen.federation.weights import Weights
@@ -223,10 +224,14 @@ def train(context: Context, server: Postprocess, epsilon: float | None) -> None:
 def _ballots(context: Context, study: Study, noise: float) -> Path:
     """Where votes are kept for rows that would hold the same.
 
-    Votes know nothing of the model, so rows that differ in it alone share them, noise and all.
+    Votes know nothing of the model, so rows that differ in it alone share them, noise and all. Of
+    other patients, or counted by other code, they would not be the same.
     """
     votes = study.votes.model_dump(mode="json", exclude={"refit_steps", "refit_phantoms"})
-    said = [votes, list(study.conditions), study.image_size, study.seed, noise]
+    said = [
+        votes, list(study.conditions), study.image_size, study.seed, noise,
+        context.train_digest, code_hash(),
+    ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     return context.work_dir / "ballots" / digest[:20]
 

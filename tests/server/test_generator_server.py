@@ -18,11 +18,14 @@ from fundusgen.models.generator import Generator
 from fundusgen.run_folder import RunFolder
 from fundusgen.study import Study
 from fundusgen.training.generator_steps import GeneratorReport, GeneratorTraining
+from fundusgen.training.poll import reply_shapes
 from fundusgen.training.prior import pretrained
 from fundusgen.training.prior_file import save_prior
 from server.generator import GeneratorServer, Health
 from server.postprocess import Postprocess
+from server.preparation import prepare_public
 from server.strategy import update_norm
+from server.voting import SiteVotes
 
 # Share of each site, and the noise in its reply.
 NOISES = [(1.0, 0.1), (3.0, 0.1)]
@@ -156,6 +159,41 @@ def test_an_ensemble_teaches_something_else_than_the_average(folders) -> None:
     assert (taught[0] != taught[1]).any()
 
 
+def judges_of(chosen: Study, folder: RunFolder, monkeypatch) -> tuple[list[Weights], Weights, list]:
+    """Train a round; returns the ensemble's private weights, the server's, and the replies."""
+    seen: list[Weights] = []
+
+    class Looking(GeneratorTraining):
+        def __init__(self, model, settings, judges, critic) -> None:
+            seen.extend(
+                {f"discriminator.{name}": value.cpu().numpy().copy()
+                 for name, value in judge.discriminator.state_dict().items()}
+                for judge in judges
+            )  # fmt: skip
+            super().__init__(model, settings, judges, critic)
+
+    monkeypatch.setattr("server.generator.GeneratorTraining", Looking)
+    server = Postprocess(chosen, folder)
+    sent = replies(chosen, server, 1)
+    return seen, server.finish_round(1, sent, NOISES, sites=[], seconds=0.0), sent
+
+
+@pytest.mark.parametrize("optimizer", ["average", "adam"])
+def test_an_ensemble_stands_around_the_discriminator_that_the_server_made(
+    folders, monkeypatch, optimizer: str
+) -> None:
+    content = study(ensemble=True).model_dump()
+    content["federation"] |= {"server_optimizer": optimizer, "server_learning_rate": 0.5}
+    chosen = Study.model_validate(content)
+    judges, after, sent = judges_of(chosen, folders(chosen), monkeypatch)
+    assert len(judges) == 2
+    for name in reply_names(chosen):
+        middle = 0.25 * judges[0][name] + 0.75 * judges[1][name]
+        np.testing.assert_allclose(middle, after[name], rtol=1e-4, atol=1e-5)
+        apart = sent[0][1][name] - sent[1][1][name]
+        np.testing.assert_allclose(judges[0][name] - judges[1][name], apart, rtol=1e-3, atol=1e-5)
+
+
 def test_a_site_whose_generator_was_trained_is_no_outlier_for_it(folders) -> None:
     chosen = study(generator="sites")
     server = Postprocess(chosen, folders(chosen))
@@ -285,10 +323,51 @@ def test_a_checkpoint_holds_all_that_the_generator_goes_on_with(folders) -> None
     )
 
 
-def test_a_study_of_votes_alone_has_nothing_to_watch(folders) -> None:
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_refit_that_collapses_is_named_and_the_prior_kept(
+    folders, cache, monkeypatch, caplog, goes_on: bool
+) -> None:
     content = study().model_dump()
-    content["stages"] = {"votes": {"rounds": 1, "candidates": 10}, "dpsgd": None}
+    votes = {"rounds": 1, "candidates": 8, "refit_phantoms": 16, "refit_steps": 2}
+    content["stages"] = {"votes": votes, "dpsgd": content["stages"]["dpsgd"] if goes_on else None}
+    content["federation"]["rounds"] = 2 if goes_on else 0
+    chosen = Study.model_validate(content)
+    run = folders(chosen)
+    prepare_public(chosen, run, cache)
+    server = Postprocess(chosen, run)
+    prior = dict(server.state.average)
+    fitted = Postprocess._refitted
+    monkeypatch.setattr(Postprocess, "_refitted", lambda self, voting: flat(fitted(self, voting)))
+    shapes = reply_shapes(chosen.votes)
+    reply = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    server.request(1)
+    with caplog.at_level(logging.WARNING):
+        server.finish_vote(1, [SiteVotes(reply, 1.0, 40)], sites=[], seconds=0.0)
+    assert "has collapsed" in caplog.text
+    assert "the prior is kept" in caplog.text
+    assert server.run.metrics()[-1]["generator"]["collapsed"]
+    if goes_on:
+        monkeypatch.setattr(GeneratorTraining, "run", lambda self, draws: GeneratorReport(0, 1.0))
+        finish(chosen, server, 2)
+    # Also a server that was started again exports the prior, and says so.
+    again = Postprocess(chosen, run)
+    assert moved(prior, again.state.drawn_from) == set()
+    again.finish_run()
+    assert "that of before the first round" in run.report.read_text()
+
+
+def test_a_refit_that_draws_well_is_drawn_from(folders, cache) -> None:
+    content = study().model_dump()
+    votes = {"rounds": 1, "candidates": 8, "refit_phantoms": 16, "refit_steps": 2}
+    content["stages"] = {"votes": votes, "dpsgd": None}
     content["federation"]["rounds"] = 0
     chosen = Study.model_validate(content)
-    assert Postprocess(chosen, folders(chosen)).generator is None
+    run = folders(chosen)
+    prepare_public(chosen, run, cache)
+    server = Postprocess(chosen, run)
+    server.request(1)
+    reply = {n: np.zeros(s, np.float32) for n, s in reply_shapes(chosen.votes).items()}
+    server.finish_vote(1, [SiteVotes(reply, 1.0, 40)], sites=[], seconds=0.0)
+    assert not server.run.metrics()[-1]["generator"]["collapsed"]
+    assert server.state.kept == {}
     assert build_model(chosen).noise_length > chosen.model.latent

@@ -1,7 +1,9 @@
 """The public prior: what it learns, when it stops, and that it is found again."""
 
 import json
+import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from fundusgen.phantom.lesions import PHANTOM_CONDITIONS
 from fundusgen.phantom.population import collection_phantom
 from fundusgen.phantom.render import render
 from fundusgen.study import Study
-from fundusgen.training import prior
+from fundusgen.training import prior, prior_file
 from fundusgen.training.fitting import FitProgress, fit, weights_of
 from fundusgen.training.phantoms import study_phantoms
 from fundusgen.training.prior import cached_prior, pretrained
@@ -340,6 +342,24 @@ def test_another_simulator_or_other_code_is_another_prior(monkeypatch, tmp_path)
     changed.write_text("# other code\n")
     monkeypatch.setattr("fundusgen.models.vae.__file__", str(changed))
     assert prior_digest(study()) != before
+
+
+def test_all_code_that_a_prior_is_learned_with_decides_its_digest() -> None:
+    """Held against what the training module and the networks import, followed to the end."""
+    needed, waiting = set(), ["fundusgen.training.fitting", "fundusgen.models.factory"]
+    # Settings and errors say what is wanted; weights and phantoms are arrays by then.
+    apart = {"errors", "study", "storage", "federation", "phantom"}
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        imported = re.findall(
+            r"^from (fundusgen[.\w]*) import", Path(import_module(name).__file__).read_text(), re.M
+        )
+        waiting += [
+            found for found in imported if found not in needed and found.split(".")[1] not in apart
+        ]
+    assert needed <= {source.__name__ for source in prior_file._SOURCES}
+    assert "fundusgen.models.activations" in needed
 
 
 @pytest.fixture
