@@ -36,7 +36,12 @@ from simulations.benchmarks.quality_context import Context, Row, mixed_labels
 from simulations.benchmarks.quality_halves import write_halves
 from simulations.benchmarks.quality_hospitals import OUT, Settings, load_hospitals
 from simulations.benchmarks.quality_judge import Judge, Record, standard_extractors
-from simulations.benchmarks.quality_page import PICTURES, write_page
+from simulations.benchmarks.quality_page import (
+    PICTURES,
+    WANTED_EPSILONS,
+    WANTED_SEEDS,
+    write_page,
+)
 from simulations.benchmarks.quality_rows import ROWS
 
 DOCS = Path("docs/results")
@@ -179,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measuring.add_argument("--data", type=Path, required=True, help="folder of site folders")
     measuring.add_argument("--cache", type=Path, help="photographs' features; OUT/cache if absent")
     measuring.add_argument("--rows", nargs="*", choices=sorted(ROWS), default=list(ROWS))
-    measuring.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    measuring.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0])
+    measuring.add_argument("--seeds", nargs="+", type=int, default=list(range(WANTED_SEEDS)))
+    measuring.add_argument("--epsilons", nargs="+", type=float, default=list(WANTED_EPSILONS))
     measuring.add_argument("--images", type=int, default=Settings.images, help="of each row")
     measuring.add_argument("--reuse", action="store_true", help="measure kept images again")
     measuring.add_argument("--size", type=int, default=Settings.size_px, help="side in pixels")

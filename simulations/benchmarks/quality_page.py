@@ -20,6 +20,7 @@ from simulations.benchmarks.quality_context import RowKind
 from simulations.benchmarks.quality_rows import (
     FROM_SCRATCH,
     GAN_IN_ONE_PLACE,
+    GAN_ORDINARY,
     GAN_PRIOR,
     GAN_WITHOUT_NOISE,
     PRETRAINED_GANS,
@@ -33,6 +34,9 @@ NOTES = "notes.md"
 _KID_SCALE = 1000
 _JPEG_QUALITY = 88
 _SEEDS_SEED = 7
+
+# A row is whole with so many seeds, and a private one at each of these.
+WANTED_SEEDS, WANTED_EPSILONS = 3, (1.0, 3.0, 8.0)
 
 Record = dict[str, Any]
 
@@ -100,6 +104,7 @@ def write_page(
         *_table(yardstick, groups, titles),
         *_yardstick(yardstick),
         *_targets(yardstick, groups, titles),
+        *_missing(groups, kinds),
         *_notes(docs / PICTURES / NOTES),
         *_gallery(groups, titles, pictures),
         *_method(yardstick),
@@ -222,6 +227,17 @@ def _targets(yardstick: Record, groups: Sequence[Group], titles: Mapping[str, st
             cells = [_scaled(group.figure(name, "kid")).verdict(bounds[name]) for name in names]
             title = titles.get(group.name, group.name)
             lines.append(f"| {target} | {title} | {' | '.join(cells)} |")
+    median_of = [float(np.median(pair_kids(yardstick, name))) for name in names]
+    raw = [group for group in groups if group.name == RAW_PHANTOMS]
+    if raw and all(
+        _scaled(raw[0].figure(name, "kid")).value < bound
+        for name, bound in zip(names, median_of, strict=True)
+    ):
+        lines += [
+            "",
+            "Raw phantoms, which have seen nobody, are nearer than the median two hospitals by all "
+            "of these: that target says little here.",
+        ]
     return [*lines, ""]
 
 
@@ -234,14 +250,19 @@ def _judged(
         {name: float(statistic(pair_kids(yardstick, name))) for name in names}
         for statistic in (np.min, np.median, np.max)
     )
-    open_model, own_prior, central = (
+    open_model, own_prior, central, ordinary = (
         {
             name: scale * _scaled(group.figure(name, "kid")).value
             for group in groups
             if group.name == row
             for name in names
         }
-        for row, scale in ((FROM_SCRATCH, 1.0), (GAN_PRIOR, 1.0), (GAN_IN_ONE_PLACE, 1.5))
+        for row, scale in (
+            (FROM_SCRATCH, 1.0),
+            (GAN_PRIOR, 1.0),
+            (GAN_IN_ONE_PLACE, 1.5),
+            (GAN_ORDINARY, 1.5),
+        )
     )
     at_8 = [group for group in groups if group.epsilon == 8 and not group.name.startswith("gan_")]
     gan_at_8 = [group for group in groups if group.epsilon == 8 and group.name in PRETRAINED_GANS]
@@ -256,7 +277,29 @@ def _judged(
         ("GAN at epsilon 8: nearer than its own prior", gan_at_8, own_prior),
         ("GAN at epsilon 8: nearer than the median two hospitals", gan_at_8, median),
         ("GAN without noise: at most 1.5 times the distance of one place", free, central),
+        (
+            "GAN without noise: at most 1.5 times the distance of ordinary training",
+            free,
+            ordinary,
+        ),
     ]
+
+
+def _missing(groups: Sequence[Group], kinds: Mapping[str, RowKind]) -> list[str]:
+    """Say which rows have fewer seeds than are wanted."""
+    found = {(group.name, group.epsilon): len(group.records) for group in groups}
+    said = []
+    for name, kind in kinds.items():
+        lacking: dict[int, list[str]] = {}
+        for epsilon in WANTED_EPSILONS if kind.private else (None,):
+            lacks = WANTED_SEEDS - found.get((name, epsilon), 0)
+            if lacks > 0:
+                lacking.setdefault(lacks, []).append("" if epsilon is None else f"{epsilon:g}")
+        for lacks, epsilons in lacking.items():
+            at = f" at epsilon {', '.join(epsilons)}" if kind.private else ""
+            of = "not at all" if lacks == WANTED_SEEDS else f"{lacks} of {WANTED_SEEDS} seeds"
+            said.append(f"- {kind.title or name.replace('_', ' ')}{at}: {of}")
+    return ["## Not measured", *said, ""] if said else []
 
 
 def _pictures(groups: Sequence[Group], sheets: Path, folder: Path) -> dict[str, str]:
@@ -309,6 +352,8 @@ def _method(yardstick: Record) -> list[str]:
         "the phantoms' public mix, not those of the hospitals. KID is the unbiased estimate over "
         "all pairs of images of different patients (Binkowski et al. 2018). Intervals are of a "
         "bootstrap that draws patients on the real side, images on the drawn one, and seeds again. "
+        "Rows that begin with a prior begin with the same one, as studies do that do not say "
+        "otherwise: their seeds vary all that comes after it, and rows of priors the prior. "
         f"The Frechet distance (Heusel et al. 2017) is along the reference's {MOST_AXES} widest "
         "axes, and biased upwards by few images: compare it with the floor's.",
         "",

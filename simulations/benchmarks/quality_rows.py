@@ -36,7 +36,8 @@ from simulations.benchmarks.quality_makers import (
 # Rows that targets speak of: no patient seen; the generator's model trained on patients alone,
 # without noise, which is what privacy and phantoms are held against.
 RAW_PHANTOMS, FROM_SCRATCH = "phantoms", "from_scratch"
-GAN_PRIOR, GAN_WITHOUT_NOISE, GAN_IN_ONE_PLACE = "gan_prior", "gan_free", "gan_central"
+GAN_PRIOR, GAN_WITHOUT_NOISE = "gan_prior", "gan_free"
+GAN_IN_ONE_PLACE, GAN_ORDINARY = "gan_central", "gan_ordinary"
 PRETRAINED_GANS = ("gan_dpsgd", "gan_votes", "gan_votes_dpsgd")
 # Apart from the seeds of priors and classifiers, so that no row is judged on what it has seen.
 _PHANTOM_SEED = 770_000
@@ -77,7 +78,7 @@ ROWS: dict[str, RowKind] = {
     GAN_IN_ONE_PLACE: RowKind(
         gan_in_one_place, title="GAN: prior, the same steps in one place, no noise"
     ),
-    "gan_ordinary": RowKind(
+    GAN_ORDINARY: RowKind(
         gan_ordinary, title="GAN: prior, ordinary training in one place, no privacy"
     ),
 }
