@@ -164,7 +164,7 @@ class PriorSettings(Settings):
 
     Attributes:
         phantoms: Phantoms to learn from; a tenth as many besides tell when to stop.
-        steps: Most steps of training; fewer of a VAE if the held-out phantoms say that it is enough.
+        steps: Most steps of training; fewer of a VAE where held-out phantoms say it is enough.
         batch: Phantoms of a step.
         learning_rate: Of Adam; falls to nothing over the last half.
         seed: Of its first weights, its phantoms and their order. Not the study's, so that studies
