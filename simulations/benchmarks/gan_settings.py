@@ -39,6 +39,8 @@ _TRIED: dict[str, dict[str, dict[str, Any]]] = {
     "half of the patients a step": {"dpsgd": {"sample_rate": 0.5}},
     "4 steps a round": {"dpsgd": {"steps_per_round": 4}},
     "noise out of Adam's moments": {"federation": {"server_optimizer": "adam_bc"}},
+    "without the moving average": {"federation": {"ema_decay": 0.0}},
+    "32 drawn images of a condition": {"model": {"drawn": 32}},
     "average without Adam": {
         "federation": {"server_optimizer": "average"}, "dpsgd": {"learning_rate": 0.05},
     },
