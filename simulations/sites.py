@@ -109,7 +109,7 @@ def _real_sites(study: Study, folder: Path, source: Path, say: Callable[[str], N
         for patient, rows in by_patient.items()
     }
     parts = partition(conditions, rule, study.seed)
-    name = source.name.lower().replace(" ", "-")
+    name = site_name(source)
     for number, patients in enumerate(parts, start=1):
         site = SiteFolder(folder / (name if len(parts) == 1 else f"{name}-{number}"))
         if site.settings_file.is_file():
@@ -120,6 +120,11 @@ def _real_sites(study: Study, folder: Path, source: Path, say: Callable[[str], N
         write_manifest(site.path / "manifest.csv", rows)
         _write_settings(study, site, Path("manifest.csv"), source, len(patients))
     return len(parts)
+
+
+def site_name(source: Path) -> str:
+    """The name of a hospital whose photographs are in a folder."""
+    return source.name.lower().replace(" ", "-")
 
 
 def readable_rows(settings: ManifestSettings) -> tuple[ImageRow, ...]:

@@ -10,12 +10,8 @@ from pathlib import Path
 from fundusgen.data.manifest import ImageRow, write_manifest
 from fundusgen.privacy.policy import Policy
 from fundusgen.site import SiteData, SiteFolder, SiteSettings
-from simulations.benchmarks.quality_hospitals import (
-    halves_of,
-    manifest_of,
-    source_folders,
-)
-from simulations.sites import declared, manifest_row, readable_rows
+from simulations.benchmarks.quality_hospitals import halves_of, manifest_of, source_folders
+from simulations.sites import declared, manifest_row, readable_rows, site_name
 
 HALVES = ("train", "test")
 
@@ -38,7 +34,7 @@ def write_halves(data: Path, out: Path) -> dict[str, list[Path]]:
         rows = readable_rows(manifest_of(source))
         halves = halves_of(source.name, [row.patient_id for row in rows])
         for half, places_N in zip(HALVES, halves or (), strict=halves is not None):
-            folder = out.resolve() / half / source.name
+            folder = out.resolve() / half / site_name(source)
             _write(folder, source, [rows[place] for place in places_N])
             written[half].append(folder)
     return written
@@ -50,7 +46,7 @@ def _write(folder: Path, root: Path, rows: Sequence[ImageRow]) -> None:
     patients = len({row.patient_id for row in rows})
     SiteFolder(folder).write(
         SiteSettings(
-            name=folder.name.lower(),
+            name=folder.name,
             data=SiteData(
                 manifest=Path("manifest.csv"), root=root, declared_patients=declared(patients)
             ),

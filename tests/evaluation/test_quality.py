@@ -1,6 +1,7 @@
 """The quality benchmark on small phantom hospitals: it measures, goes on, and renders."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fundusgen.evaluation.colour import ColourFeatures
 from fundusgen.evaluation.real_images import load_real
 from fundusgen.phantom.mix import DEFAULT_MIX
 from fundusgen.phantom.site import write_site_folder
+from fundusgen.site import SiteFolder
 from simulations.benchmarks import quality, quality_hospitals, quality_page
 from simulations.benchmarks.quality_context import Context, RowKind, mixed_labels
 from simulations.benchmarks.quality_hospitals import Settings, load_hospitals
@@ -141,6 +143,17 @@ def test_other_settings_are_measured_anew(settings: Settings) -> None:
     setting = json.loads((settings.out / quality.YARDSTICK_FILE).read_text())["setting"]
     (record,) = quality.read_rows(settings.out, setting)
     assert record["images"] == 25
+
+
+def test_halves_can_be_written_again_and_have_names_that_a_site_may_have(
+    data: Path, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "named").mkdir()
+    shutil.copytree(data / "east", tmp_path / "named" / "St Mary")
+    arguments = ["halves", "--data", str(tmp_path / "named"), "--out", str(tmp_path / "halves")]
+    for _ in range(2):
+        assert quality.main(arguments) == 0
+    assert SiteFolder(tmp_path / "halves" / "test" / "st-mary").settings().name == "st-mary"
 
 
 def test_where_raw_phantoms_are_far_the_page_does_not_call_the_median_weak(
