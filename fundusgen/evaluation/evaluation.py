@@ -40,6 +40,7 @@ from fundusgen.evaluation.small_network import SmallNetwork
 from fundusgen.evaluation.subject import Identity, NetworkSubject, Subject
 from fundusgen.evaluation.usefulness import Usefulness, usefulness
 from fundusgen.evaluation.usefulness_settings import UsefulnessSettings
+from fundusgen.models.generator import TRAINING_FILE
 
 # Fewer tell little apart.
 _FEW_PATIENTS = 200
@@ -81,7 +82,7 @@ class Evaluation:
         anatomy: Distances of what is measured on every eye.
         usefulness: For diagnosis.
         leakage: One for each extractor that leads to features of patients.
-        model_attack: By the released weights.
+        model_attack: By all weights of the model; None where not all are there.
         remarks: What a reader should know of this evaluation.
         seconds: That each question took.
     """
@@ -146,7 +147,7 @@ def evaluated(
     clock = _Clock()
     with clock.of("images"):
         found = material(subject, real, train, settings, show)
-    remarks = list(_remarks(found, questions))
+    remarks = list(_remarks(subject, found, questions))
     extractors = [RememberedFeatures(extractor) for extractor in extractors]
     lead, trained = extractors[0], found.train
     if set(questions) - {Question.ANATOMY}:
@@ -198,7 +199,7 @@ def evaluated(
                 )  # fmt: skip
                 leaks.append(told)
                 closest = closest or pairs
-            if isinstance(subject, NetworkSubject):
+            if isinstance(subject, NetworkSubject) and subject.model is not None:
                 attack = model_attack(
                     subject.generator.study, subject.model, trained, found.real,
                     np.random.default_rng(settings.seed), replicates=settings.replicates,
@@ -295,7 +296,7 @@ def _attackable(found: Material) -> bool:
     return found.train is not None and found.train.patient_count >= LEAST_TRAINED
 
 
-def _remarks(found: Material, questions: Sequence[Question]) -> Iterator[str]:
+def _remarks(subject: Subject, found: Material, questions: Sequence[Question]) -> Iterator[str]:
     """What a reader should know before the figures."""
     if found.real.patient_count < _FEW_PATIENTS:
         yield (
@@ -306,6 +307,15 @@ def _remarks(found: Material, questions: Sequence[Question]) -> Iterator[str]:
         yield (
             "Leakage was not measured: it needs the photographs that were trained on, of "
             f"{LEAST_TRAINED} patients or more, and runs where they are."
+        )
+    elif (
+        Question.LEAKAGE in questions
+        and isinstance(subject, NetworkSubject)
+        and subject.model is None
+    ):
+        yield (
+            "Leakage by all weights of the model was not measured: only what draws is there. The "
+            f"rest is {TRAINING_FILE}, beside the generator in the folder of its run."
         )
     if Question.USEFULNESS in questions and found.train is None:
         yield (

@@ -1,8 +1,8 @@
 """Membership inference: how well a score tells who was in the training set, patient by patient.
 
 The yardstick of all attacks: `generator_attacks` scores photographs by generated images,
-`model_attacks` by released weights. Whatever the attack, a score of every photograph becomes one
-of every patient, since what a hospital owes is owed to patients. Needs to know who was in the
+`model_attacks` by all weights of a model. Whatever the attack, a score of every photograph becomes
+one of every patient, since what a hospital owes is owed to patients. Needs to know who was in the
 training set, so it runs at a site.
 
 An AUC near 0.5 says that this attack failed, not that none will succeed: only the epsilon of the

@@ -1,27 +1,23 @@
-"""Attacks on membership that see the released weights.
+"""Attacks on membership that see all weights of a model.
 
-A released folder holds all weights of a model: of a GAN the discriminator too, of a VAE the
-encoder. Both were trained on patients, and both say of any photograph how well they know it.
+Of a GAN the discriminator, of a VAE the encoder: both are trained on patients, both say of any
+photograph how well they know it, and whoever ran the study has them, though no release.
 Weaker than a white-box attack in the full sense: only outputs are used, neither gradients nor
 the weights as they are. `membership` judges the scores.
 
 N images, B batch, C channels, S side of the image, Z latent.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from fundusgen.errors import ModelError
 from fundusgen.evaluation.images import ImageSet
 from fundusgen.evaluation.membership import Attack, OverImages, attack
 from fundusgen.evaluation.resampling import REPLICATES, Floats
-from fundusgen.models.factory import Model, build_model, load_weights
+from fundusgen.models.factory import Model
 from fundusgen.models.gan import GAN
-from fundusgen.models.generator import WEIGHTS_FILE, Generator
 from fundusgen.models.vae import VAE
 from fundusgen.pixels import to_network
 from fundusgen.study import Study
@@ -29,19 +25,6 @@ from fundusgen.study import Study
 _BATCH = 64
 # Reparameterisation noises that a loss is averaged over.
 _DRAWS = 8
-
-
-def released_model(folder: Path) -> tuple[Study, Model]:
-    """Read study and model of a released generator, ready to be asked.
-
-    Raises:
-        ModelError: There is no whole generator in the folder.
-    """
-    study = Generator.load(folder).study
-    model = build_model(study)
-    weights = load_file(folder / WEIGHTS_FILE)
-    load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
-    return study, model.eval()
 
 
 def model_attack(
@@ -54,11 +37,11 @@ def model_attack(
     over_images: OverImages = "max",
     replicates: int = REPLICATES,
 ) -> Attack:
-    """Attack a released model through what it says of photographs.
+    """Attack a model through what it says of photographs.
 
     Args:
         study: The study that the model is of.
-        model: With the released weights.
+        model: With all of its weights, in evaluation mode.
         member: Photographs that it was trained on.
         non_member: Photographs of other patients, divided from the members at random.
         rng: Resamples patients, and seeds the noise of a VAE's encoder.
@@ -98,7 +81,7 @@ def discriminator_scores(study: Study, model: GAN, images: ImageSet) -> Floats:
 
     Args:
         study: Gives the order of conditions.
-        model: With the released weights.
+        model: With all of its weights.
         images: Real photographs with their conditions.
 
     Raises:
@@ -120,7 +103,7 @@ def bound_scores(study: Study, model: VAE, images: ImageSet, seed: int) -> Float
 
     Args:
         study: Gives the order of conditions.
-        model: With the released weights of encoder and decoder.
+        model: With the weights of encoder and decoder.
         images: Real photographs with their conditions.
         seed: Of the noise, the same for every image; the bound is its mean over some draws.
 

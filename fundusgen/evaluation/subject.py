@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 
 from fundusgen.errors import RunError
 from fundusgen.evaluation.images import ImageSet
-from fundusgen.evaluation.model_attacks import released_model
 from fundusgen.evaluation.real_images import MANIFEST, Progress, load_real
 from fundusgen.models.factory import Model
-from fundusgen.models.generator import MODEL_FILE, WEIGHTS_FILE, Generator
+from fundusgen.models.generator import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    Generator,
+    load_whole_model,
+)
 from fundusgen.run_folder import RunFolder
 from fundusgen.training.population import POPULATION_FILE, VotedPopulation, load_population
 
@@ -112,12 +116,15 @@ class NetworkSubject:
 
     Args:
         folder: Of the generator.
+
+    Attributes:
+        model: All of the model, for attacks that look inside; None where only what draws is there.
     """
 
     def __init__(self, folder: Path) -> None:
         """Load the weights."""
-        self._folder = folder
         self._generator = Generator.load(folder)
+        self.model: Model | None = load_whole_model(folder)
         study = self._generator.study
         digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
         self.identity = Identity(
@@ -130,11 +137,6 @@ class NetworkSubject:
     def generator(self) -> Generator:
         """The network."""
         return self._generator
-
-    @property
-    def model(self) -> Model:
-        """All of what is released, for attacks that look inside."""
-        return released_model(self._folder)[1]
 
     def images(self, condition: str, count: int, seed: int) -> NDArray[np.uint8]:
         """Draw; see `Subject.images`."""

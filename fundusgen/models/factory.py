@@ -53,6 +53,14 @@ def _built(study: Study) -> Model:
     )
 
 
+def drawing_prefix(study: Study) -> str:
+    """What the names of the weights that images are drawn with begin with.
+
+    The others, a GAN's discriminator or a VAE's encoder, serve training alone.
+    """
+    return "generator." if isinstance(study.model, GANSettings) else "decoder."
+
+
 def private_names(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     """Names of the parameters that any of the glob patterns matches, in the model's order.
 

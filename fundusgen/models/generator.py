@@ -1,8 +1,13 @@
 """The finished generator: saved beside a run, loaded anywhere, drawing the same for a seed.
 
+generator.safetensors   the weights that images are drawn with, and no others
+model.json              the study, and what is to be said about it
+training.safetensors    the rest of the model: nobody needs it to draw, and attackers would like it
+
 Legend of axes: N images, Z noise, S side of the image in pixels.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,18 +16,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, load_file, save
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fundusgen.errors import ModelError
-from fundusgen.models.factory import build_model, load_weights
+from fundusgen.models.factory import Model, build_model, drawing_prefix, load_weights
 from fundusgen.pixels import from_network
 from fundusgen.storage import write_atomically, write_json
 from fundusgen.study import Study, parse_study
 
-FORMAT = 1
+FORMAT = 2
+# The first had all weights in one file.
+_READABLE = (1, FORMAT)
 WEIGHTS_FILE, MODEL_FILE = "generator.safetensors", "model.json"
+TRAINING_FILE = "training.safetensors"
+# In the metadata of the latter: SHA-256 of the former that it belongs to.
+_BELONGS_TO = "belongs_to"
 # Fixed, not a setting: convolutions of another batch size may round differently, and the same
 # seed must give the same pictures.
 _BATCH = 16
@@ -34,7 +44,7 @@ def save_generator(
     weights: Mapping[str, NDArray[np.float32]],
     facts: Mapping[str, object],
 ) -> None:
-    """Write the weights and `model.json`, which holds all that is needed to draw.
+    """Write all that is needed to draw, and apart from it what only training needed.
 
     Args:
         folder: Where to; made if absent.
@@ -42,7 +52,12 @@ def save_generator(
         weights: All weights of its model.
         facts: What else to say about it, such as epsilons; plain JSON.
     """
-    write_atomically(folder / WEIGHTS_FILE, save(dict(weights)))
+    prefix = drawing_prefix(study)
+    draws = save({name: array for name, array in weights.items() if name.startswith(prefix)})
+    rest = {name: array for name, array in weights.items() if not name.startswith(prefix)}
+    write_atomically(folder / WEIGHTS_FILE, draws)
+    belongs_to = {_BELONGS_TO: hashlib.sha256(draws).hexdigest()}
+    write_atomically(folder / TRAINING_FILE, save(rest, belongs_to))
     write_json(
         folder / MODEL_FILE,
         {"format": FORMAT, "study": json.loads(study.agreed_json()), "facts": dict(facts)},
@@ -85,7 +100,7 @@ class Generator:
 
     Args:
         study: The study whose model draws.
-        weights: All weights of that model.
+        weights: Of that model; those that only training needs may be missing.
         device: Where to compute.
 
     Raises:
@@ -102,7 +117,10 @@ class Generator:
         self.study = study
         self.device = device or torch.device("cpu")
         model = build_model(study)
-        load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+        prefix = drawing_prefix(study)
+        rest = {n: value for n, value in model.state_dict().items() if not n.startswith(prefix)}
+        given = {name: torch.from_numpy(array) for name, array in weights.items()}
+        load_weights(model, {**rest, **given})
         self._model = model.to(self.device).eval()
         # On processors, convolutions with channels last take two thirds of the time.
         convert_conv2d_weight_memory_format(self._model, torch.channels_last)
@@ -124,7 +142,7 @@ class Generator:
                 expected=f"{MODEL_FILE} and {WEIGHTS_FILE}",
                 remedy="Give the folder of a finished run, or its generator folder",
             ) from error
-        if version != FORMAT:
+        if version not in _READABLE:
             raise ModelError(
                 f"The generator in {folder} has format {version}",
                 expected=f"format {FORMAT}",
@@ -192,3 +210,48 @@ class Generator:
         images_NCSS = self._model.draw(torch.from_numpy(noise_NZ).to(self.device), conditions_N)
         images_NSSC: NDArray[np.uint8] = from_network(images_NCSS).cpu().numpy()
         return images_NSSC
+
+
+def load_whole_model(folder: Path) -> Model | None:
+    """Read all of the model that a generator was taken from.
+
+    Args:
+        folder: That `save_generator` wrote.
+
+    Returns:
+        The model, in evaluation mode; None where there is no more than what draws, as in a release.
+
+    Raises:
+        ModelError: The generator is missing or damaged, or what only training needed is, or that
+            is of another generator.
+    """
+    study = Generator.load(folder).study
+    draws = (folder / WEIGHTS_FILE).read_bytes()
+    weights, rest = load(draws), folder / TRAINING_FILE
+    model = build_model(study)
+    if rest.exists():
+        weights |= _read_rest(rest, hashlib.sha256(draws).hexdigest())
+    elif weights.keys() < model.state_dict().keys():
+        return None
+    load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+    return model.eval()
+
+
+def _read_rest(path: Path, belongs_to: str) -> dict[str, NDArray[np.float32]]:
+    try:
+        with safe_open(path, "numpy") as file:
+            found = (file.metadata() or {}).get(_BELONGS_TO)
+        weights: dict[str, NDArray[np.float32]] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {' '.join(str(error).split())}",
+            expected=f"the rest of the model that {WEIGHTS_FILE} is of",
+            remedy="Copy it from the run again; without it, the generator draws all the same",
+        ) from error
+    if found != belongs_to:
+        raise ModelError(
+            f"{path} is of another generator than the {WEIGHTS_FILE} beside it",
+            expected="both as one run left them",
+            remedy="Copy both from the run again; without it, the generator draws all the same",
+        )
+    return weights

@@ -1,6 +1,6 @@
 """The release bundle: a folder that speaks for itself, with checksums and a signature.
 
-generator.safetensors, model.json   what draws; `fundusgen generate BUNDLE`
+generator.safetensors, model.json   what draws, and no more; `fundusgen generate BUNDLE`
 README.md, card.html                the model card
 evaluation.html, evaluation.json    what was measured
 gate.json                           what was demanded, and what was found

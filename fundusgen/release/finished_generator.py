@@ -6,8 +6,10 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from PIL import Image
+from safetensors.numpy import load
 
 from fundusgen.errors import RunError
+from fundusgen.models.factory import drawing_prefix
 from fundusgen.models.generator import MODEL_FILE, WEIGHTS_FILE, Generator
 from fundusgen.report.pictures import draw_sheet
 from fundusgen.run_folder import RunFolder
@@ -62,7 +64,7 @@ def read_generator(run: RunFolder) -> FinishedGenerator:
     """Read the generator of a run.
 
     Raises:
-        RunError: It is of another study, or changes while it is read.
+        RunError: It is of another study, holds more than what draws, or changes while it is read.
         ModelError: It is not whole.
     """
     folder = run.generator
@@ -77,11 +79,18 @@ def read_generator(run: RunFolder) -> FinishedGenerator:
     population = folder / POPULATION_FILE
     try:
         weights, model = (path.read_bytes() for path in paths)
-        return FinishedGenerator(
-            network, weights, model, population.read_bytes() if population.is_file() else None
-        )
+        phantoms = population.read_bytes() if population.is_file() else None
     except OSError as error:
         raise RunError(
             f"{error.filename} cannot be read: {error.strerror}",
             expected=f"{MODEL_FILE} and {WEIGHTS_FILE} of a finished run",
         ) from error
+    # What patients trained and nobody needs to draw would only help attackers.
+    prefix = drawing_prefix(network.study)
+    if more := [name for name in load(weights) if not name.startswith(prefix)]:
+        raise RunError(
+            f"{paths[0]} holds {len(more)} weights that do not draw, such as {more[0]}",
+            expected=f"weights that begin with {prefix}, as runs of this version leave them",
+            remedy="Release it with the version of fundusgen that ran the study",
+        )
+    return FinishedGenerator(network, weights, model, phantoms)

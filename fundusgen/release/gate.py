@@ -192,7 +192,7 @@ def _leakage(gate: Gate, values: Values) -> Iterator[Check]:
     if (leaks and by_weights) or at(values, "model_attack"):
         attack = at(values, "model_attack")
         name = at(attack, "name") or "an attack"
-        yield from _attack(gate.leakage, attack, f"{name}, by the released weights")
+        yield from _attack(gate.leakage, attack, f"{name}, by all weights of the model")
 
 
 def _attacks(rules: LeakageRules, leak: Values) -> Iterator[Check]:

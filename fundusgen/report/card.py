@@ -6,6 +6,7 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting".
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fundusgen.models.generator import TRAINING_FILE
 from fundusgen.storage import write_atomically
 from fundusgen.study import Study
 
@@ -43,6 +44,8 @@ photograph leaving a site.
 - **Conditions**: {", ".join(study.conditions)}
 - **Study**: `{study.study_hash}`
 - **Draw**: `fundusgen generate FOLDER --condition {study.conditions[0]} --count 100 --out DIR`
+- **Pass on**: with `fundusgen release`. `{TRAINING_FILE}` is what only training needed; patients
+  trained it, `fundusgen evaluate` attacks it, and no release holds it
 {_learned_from(study)}{_not_learned(undecided)}
 ## Privacy
 Differential privacy per {privacy.unit}: bounds what anyone, the study's server included, can learn

@@ -234,8 +234,9 @@ def _by_weights(values: Values) -> Iterator[str]:
         found = own["auc"]["low"] > 0.5
         told = "can be told from others, or differ from them" if found else "were not told apart"
         yield (
-            f"By the released weights, patients who were trained on {told}: the attack "
-            f"`{own['name']}` has an AUC of {with_interval(own['auc'])}."
+            "By all weights of the model, of which a release has only what draws, patients who "
+            f"were trained on {told}: the attack `{own['name']}` has an AUC of "
+            f"{with_interval(own['auc'])}."
         )
 
 

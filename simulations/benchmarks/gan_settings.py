@@ -2,8 +2,9 @@
 
 Run as `python -m simulations.benchmarks.gan_settings --out DIR`; goes on where it stopped. A GAN
 that has learned from phantoms is trained by DP-SGD on the patients of `phantom_hospitals`, and what
-is measured is the KID of what it then draws to patients who took no part, by ImageNet features. The
-defaults of a study's GAN were chosen on these hospitals, and not by any photograph of a patient.
+is measured is the KID of what it then draws to patients who took no part, by ImageNet features and
+by colour. The defaults of a study's GAN were chosen on these hospitals, and not by any photograph
+of a patient. `--epsilon none` trains without noise, which tells what holds a GAN back besides.
 """
 
 import argparse
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 
 from fundusgen.storage import write_atomically
-from simulations.benchmarks.phantom_hospitals import phantom_hospitals
+from simulations.benchmarks.phantom_hospitals import phantom_hospitals_and_colours
 from simulations.benchmarks.quality_gan_makers import gan_prior, tuned_server
 from simulations.benchmarks.quality_stages import drawn
 
+_WHOLE: dict[str, Any] = {"private": ["discriminator.*"]}
 # What is tried besides a study's defaults: of the model, of the stage, of the federation.
 _TRIED: dict[str, dict[str, dict[str, Any]]] = {
     "defaults": {},
@@ -28,7 +30,12 @@ _TRIED: dict[str, dict[str, dict[str, Any]]] = {
     "16 steps of the generator": {"model": {"generator_steps": 16}},
     "phantoms have no say": {"model": {"phantoms_say": 0.0}},
     "phantoms have twice the say": {"model": {"phantoms_say": 2.0}},
-    "all of the discriminator": {"model": {"private": ["discriminator.*"]}},
+    "all of the discriminator": {"model": _WHOLE},
+    "all of the discriminator, phantoms have no say": {"model": {**_WHOLE, "phantoms_say": 0.0}},
+    "the same, 8 steps a round": {
+        "model": {**_WHOLE, "phantoms_say": 0.0},
+        "dpsgd": {"steps_per_round": 8, "sample_rate": 0.05},
+    },
     "votes of patches alone": {
         "model": {"private": ["discriminator.patch_vote.*", "discriminator.embedding.*"]}
     },
@@ -48,13 +55,13 @@ _TRIED: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def measure(
-    out: Path, epsilon: float, names: Sequence[str], rounds: int = 60
+    out: Path, epsilon: float | None, names: Sequence[str], rounds: int = 60
 ) -> list[dict[str, Any]]:
-    """Train with every setting in turn and measure what is drawn.
+    """Train with every setting in turn, without noise where epsilon is None, and measure.
 
     The table does not know the code that made it: delete it when makers change.
     """
-    context, kid_of = phantom_hospitals(out)
+    context, kids_of = phantom_hospitals_and_colours(out)
     table = out / "gan-settings.json"
     found: list[dict[str, Any]] = json.loads(table.read_bytes()) if table.is_file() else []
     known = {(row["setting"], row["epsilon"], row["rounds"]) for row in found}
@@ -74,7 +81,7 @@ def measure(
                 "setting": name,
                 "epsilon": wanted,
                 "rounds": taken,
-                "kid": kid_of(images_NSSC),
+                "kid": kids_of(images_NSSC),
                 "diversity": [entry["diversity"] for entry in watched],
                 "collapsed": sum(entry["collapsed"] for entry in watched),
             }
@@ -84,10 +91,14 @@ def measure(
     return found
 
 
+def _epsilon(said: str) -> float | None:
+    return None if said == "none" else float(said)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.gan_settings")
     parser.add_argument("--out", type=Path, default=Path("runs/gan-settings"))
-    parser.add_argument("--epsilon", type=float, default=8.0)
+    parser.add_argument("--epsilon", type=_epsilon, default=8.0, help="a number, or none")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--only", nargs="+", choices=tuple(_TRIED), default=tuple(_TRIED))
     options = parser.parse_args()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fundusgen.evaluation.material import EvaluationSettings
 from fundusgen.models.factory import build_model
-from fundusgen.models.generator import save_generator
+from fundusgen.models.generator import MODEL_FILE, WEIGHTS_FILE, save_generator
 from fundusgen.phantom.site import write_site_folder
 from fundusgen.study import Study
 
@@ -123,6 +123,27 @@ def test_all_questions_are_answered_of_a_network(
     assert "does not leave the site" in (site_only / "closest-pairs.html").read_text()
     everything = page + (out / "evaluation.json").read_text()
     assert not [patient for patient in ("test-", "train-") if f"{patient}0" in everything]
+
+
+def test_where_only_what_draws_is_there_the_rest_is_not_attacked_and_that_is_said(
+    cli: Cli, folders: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    released = tmp_path / "released"
+    released.mkdir()
+    for name in (WEIGHTS_FILE, MODEL_FILE):
+        shutil.copy(run_folder / "generator" / name, released)
+    asked = ("--real", folders / "test", "--train", folders / "train", "--only", "leakage", *QUICK)
+    found = {}
+    for name, path in (("whole", run_folder), ("released", released)):
+        status, said, err = cli("evaluate", path, *asked, "--out", tmp_path / name)
+        assert status == 0, err
+        assert ("only what draws is there" in " ".join(said.split())) == (name == "released")
+        found[name] = json.loads((tmp_path / name / "evaluation.json").read_text())
+    assert found["released"]["model_attack"] is None
+    assert found["whole"]["model_attack"]["name"] == "bound"
+    # Of the images, both say the same.
+    assert found["released"]["leakage"] == found["whole"]["leakage"]
+    assert found["released"]["subject"]["digest"] == found["whole"]["subject"]["digest"]
 
 
 def test_the_same_seed_gives_the_same_figures(cli: Cli, folders: Path, tmp_path: Path) -> None:

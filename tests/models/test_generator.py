@@ -1,11 +1,21 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from fundusgen.errors import ModelError
 from fundusgen.models.factory import build_model
-from fundusgen.models.generator import Generator, save_generator
+from fundusgen.models.generator import (
+    MODEL_FILE,
+    TRAINING_FILE,
+    WEIGHTS_FILE,
+    Generator,
+    load_whole_model,
+    save_generator,
+)
 from fundusgen.study import Study
 
 STUDY = Study.model_validate(
@@ -20,15 +30,23 @@ STUDY = Study.model_validate(
 )
 
 
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    weights = {
+GAN_STUDY = Study.model_validate(
+    {**STUDY.model_dump(), "model": {"kind": "gan", "width": 4, "latent": 5}}
+)
+
+
+def weights_of(study: Study, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
         # A model that was not trained draws nothing yet.
         name: (value.numpy() + 0.1 * rng.standard_normal(value.shape)).astype(np.float32)
-        for name, value in build_model(STUDY).state_dict().items()
+        for name, value in build_model(study).state_dict().items()
     }
-    save_generator(tmp_path / "generator", STUDY, weights, {"rounds": 1})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_generator(tmp_path / "generator", STUDY, weights_of(STUDY), {"rounds": 1})
     return tmp_path / "generator"
 
 
@@ -75,7 +93,8 @@ def test_a_damaged_generator_is_an_error_that_says_so(folder, damage: str) -> No
     elif damage == "no json":
         model.unlink()
     else:
-        model.write_text(model.read_text().replace('"format": 1', '"format": 99'))
+        assert '"format": 2' in model.read_text()
+        model.write_text(model.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(ModelError):
         Generator.load(folder)
 
@@ -87,3 +106,91 @@ def test_plans_drawn_by_threads_in_any_order_give_the_images_of_a_plain_loop(fol
         batches = list(pool.map(generator.drawn, reversed(plans)))[::-1]
     images = np.concatenate([batch.images_NSSC for batch in batches])
     np.testing.assert_array_equal(images, drawn(folder, "amd", 70, 1))
+
+
+@pytest.mark.parametrize(
+    ("study", "draws", "trains"),
+    [(STUDY, "decoder.", "encoder."), (GAN_STUDY, "generator.", "discriminator.")],
+)
+def test_what_only_training_needs_lies_apart_from_what_draws(
+    study: Study, draws: str, trains: str, tmp_path: Path
+) -> None:
+    weights = weights_of(study)
+    save_generator(tmp_path, study, weights, {})
+    drawing, training = load_file(tmp_path / WEIGHTS_FILE), load_file(tmp_path / TRAINING_FILE)
+    assert {name.partition(".")[0] + "." for name in drawing} == {draws}
+    assert {name.partition(".")[0] + "." for name in training} == {trains}
+    assert drawing.keys() | training.keys() == weights.keys()
+    for name, array in (drawing | training).items():
+        np.testing.assert_array_equal(array, weights[name])
+
+
+@pytest.mark.parametrize("study", [STUDY, GAN_STUDY])
+def test_a_generator_draws_the_same_without_what_only_training_needs(
+    study: Study, tmp_path: Path
+) -> None:
+    weights = weights_of(study)
+    save_generator(tmp_path, study, weights, {})
+    (tmp_path / TRAINING_FILE).unlink()
+    with_all = next(Generator(study, weights).draw("amd", 3, 1)).images_NSSC
+    np.testing.assert_array_equal(drawn(tmp_path, "amd", 3, 1), with_all)
+    assert len(np.unique(with_all)) > 10
+    assert load_whole_model(tmp_path) is None
+
+
+@pytest.mark.parametrize("study", [STUDY, GAN_STUDY])
+def test_the_whole_model_is_read_from_both_files(study: Study, tmp_path: Path) -> None:
+    weights = weights_of(study)
+    save_generator(tmp_path, study, weights, {})
+    model = load_whole_model(tmp_path)
+    assert model is not None
+    assert not model.training
+    assert model.state_dict().keys() == weights.keys()
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), weights[name])
+
+
+def test_a_generator_of_the_first_format_draws_and_is_whole(folder) -> None:
+    images = drawn(folder, "amd", 3, 1)
+    weights = load_file(folder / WEIGHTS_FILE) | load_file(folder / TRAINING_FILE)
+    (folder / TRAINING_FILE).unlink()
+    save_file(weights, folder / WEIGHTS_FILE)
+    description = json.loads((folder / MODEL_FILE).read_text())
+    (folder / MODEL_FILE).write_text(json.dumps({**description, "format": 1}))
+    np.testing.assert_array_equal(drawn(folder, "amd", 3, 1), images)
+    assert load_whole_model(folder) is not None
+
+
+def test_what_does_not_belong_to_the_model_is_refused() -> None:
+    weights = weights_of(STUDY)
+    with pytest.raises(ModelError, match="do not fit"):
+        Generator(STUDY, {**weights, "stranger": np.zeros(1, np.float32)})
+    without = dict(weights)
+    del without[next(name for name in weights if name.startswith("decoder."))]
+    with pytest.raises(ModelError, match="do not fit"):
+        Generator(STUDY, without)
+
+
+@pytest.mark.parametrize("damage", ["of another generator", "cut", "unmarked", "incomplete"])
+def test_a_rest_of_the_model_that_does_not_belong_is_refused_and_still_draws(
+    folder, damage: str, tmp_path: Path
+) -> None:
+    rest = folder / TRAINING_FILE
+    if damage == "of another generator":
+        save_generator(tmp_path / "other", STUDY, weights_of(STUDY, seed=1), {})
+        rest.write_bytes((tmp_path / "other" / TRAINING_FILE).read_bytes())
+    elif damage == "cut":
+        rest.write_bytes(rest.read_bytes()[:100])
+    elif damage == "unmarked":
+        save_file(load_file(rest), rest)
+    else:
+        save_generator(folder, STUDY, dict(list(weights_of(STUDY).items())[:-1]), {})
+    with pytest.raises(ModelError):
+        load_whole_model(folder)
+    if damage != "incomplete":
+        assert drawn(folder, "amd", 1, 0).shape == (1, 32, 32, 3)
+
+
+def test_there_is_no_whole_model_where_nothing_is(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no whole generator"):
+        load_whole_model(tmp_path)

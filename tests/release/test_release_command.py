@@ -20,9 +20,9 @@ from finished_run import (
     mechanism_values,
     write_evidence,
 )
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from fundusgen.models.generator import save_generator
+from fundusgen.models.generator import TRAINING_FILE, WEIGHTS_FILE, save_generator
 from fundusgen.privacy.keys import make_keys, signing_key
 from fundusgen.release.bundle import (
     CHECKSUMS,
@@ -274,6 +274,23 @@ def test_a_generator_of_another_study_is_refused(run: RunFolder, tmp_path: Path,
     status, _, err = cli("release", run.path, "--out", tmp_path / "b", "--override", REASON)
     assert status == 1
     assert "of another study" in err
+
+
+def test_what_only_training_needs_stays(bundle: Path, run: RunFolder) -> None:
+    assert load_file(run.generator / TRAINING_FILE)
+    for path in bundle.rglob("*.safetensors"):
+        assert all(name.startswith("decoder.") for name in load_file(path))
+
+
+def test_a_generator_that_holds_more_than_what_draws_is_refused(
+    run: RunFolder, tmp_path: Path, cli: Cli
+) -> None:
+    path = run.generator / WEIGHTS_FILE
+    save_file(load_file(path) | load_file(run.generator / TRAINING_FILE), path)
+    status, _, err = cli("release", run.path, "--out", tmp_path / "b", "--override", REASON)
+    assert status == 1
+    assert "do not draw, such as encoder." in err
+    assert not (tmp_path / "b").exists()
 
 
 def voted(run: RunFolder) -> Path:

@@ -209,11 +209,13 @@ def test_patients_who_differ_are_no_proof_that_nothing_leaks() -> None:
         (between(0.48, 0.58), "were not told apart"),
     ],
 )
-def test_what_the_released_weights_tell_is_said(auc: dict[str, float], word: str) -> None:
+def test_what_all_weights_of_the_model_tell_is_said(auc: dict[str, float], word: str) -> None:
     def weights(content: Content) -> None:
         content["model_attack"]["auc"] = auc
 
-    (sentence,) = (s for s in sentences(changed(weights)) if s.startswith("By the released"))
+    (sentence,) = (
+        s for s in sentences(changed(weights)) if s.startswith("By all weights of the model")
+    )
     assert word in sentence
 
 
