@@ -62,7 +62,7 @@ def evaluation_content(**changes: Any) -> dict[str, Any]:
         },
         "leakage": [{"extractor": "imagenet", "copying": copying, "copying_control": copying,
                      "attacks": [{"attack": attack, "control": attack}]}],
-        "model_attack": {**attack, "name": "bound"},
+        "model_attack": {**attack, "name": "bound"}, "attacked_digest": "",
         "remarks": [], "seconds": {"realism": 10.0},
     }  # fmt: skip
     return {**content, **changes}

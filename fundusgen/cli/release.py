@@ -124,7 +124,10 @@ def release(
     leaving = generator.leaving({subject_digest(one, study) for one in values})
     proofs = proofs_of(folder)
     digests = {name: hashlib.sha256(leaving[name]).hexdigest() for name in leaving if name in DRAWS}
-    found = checks(rules, study, digests, values, proofs, audit.values if audit else None)
+    found = checks(
+        rules, study, digests, generator.rest_digest, values, proofs,
+        audit.values if audit else None,
+    )  # fmt: skip
     console = Console(highlight=False)
     _print(found, console)
     failed = [check for check in found if not check.passed]

@@ -83,6 +83,8 @@ class Evaluation:
         usefulness: For diagnosis.
         leakage: One for each extractor that leads to features of patients.
         model_attack: By all weights of the model; None where not all are there.
+        attacked_digest: SHA-256 of those that do not draw, as they were attacked; empty where
+            they were not.
         remarks: What a reader should know of this evaluation.
         seconds: That each question took.
     """
@@ -104,6 +106,7 @@ class Evaluation:
     usefulness: Usefulness | None
     leakage: tuple[Leakage, ...]
     model_attack: Attack | None
+    attacked_digest: str
     remarks: tuple[str, ...]
     seconds: Mapping[str, float]
 
@@ -145,9 +148,15 @@ def evaluated(
         show: Told how far it is.
     """
     clock = _Clock()
+    whole = None
+    if Question.LEAKAGE in questions and train is not None and isinstance(subject, NetworkSubject):
+        # First of all: what is wrong with it is found before minutes have passed.
+        whole = subject.whole_model()
     with clock.of("images"):
         found = material(subject, real, train, settings, show)
-    remarks = list(_remarks(subject, found, questions))
+    remarks = list(_remarks(found, questions))
+    if isinstance(subject, NetworkSubject) and whole is None and _attackable(found):
+        remarks += _not_attacked(questions)
     extractors = [RememberedFeatures(extractor) for extractor in extractors]
     lead, trained = extractors[0], found.train
     if set(questions) - {Question.ANATOMY}:
@@ -199,9 +208,9 @@ def evaluated(
                 )  # fmt: skip
                 leaks.append(told)
                 closest = closest or pairs
-            if isinstance(subject, NetworkSubject) and subject.model is not None:
+            if isinstance(subject, NetworkSubject) and whole is not None:
                 attack = model_attack(
-                    subject.generator.study, subject.model, trained, found.real,
+                    subject.generator.study, whole.model, trained, found.real,
                     np.random.default_rng(settings.seed), replicates=settings.replicates,
                 )  # fmt: skip
     not_known = sorted(set(real.images.conditions) - set(subject.conditions))
@@ -226,6 +235,7 @@ def evaluated(
             usefulness=useful,
             leakage=tuple(leaks),
             model_attack=attack,
+            attacked_digest=whole.rest_digest if attack and whole else "",
             remarks=tuple(remarks),
             seconds=clock.seconds,
         ),
@@ -296,7 +306,15 @@ def _attackable(found: Material) -> bool:
     return found.train is not None and found.train.patient_count >= LEAST_TRAINED
 
 
-def _remarks(subject: Subject, found: Material, questions: Sequence[Question]) -> Iterator[str]:
+def _not_attacked(questions: Sequence[Question]) -> Iterator[str]:
+    if Question.LEAKAGE in questions:
+        yield (
+            "Leakage by all weights of the model was not measured: only what draws is there. "
+            f"Evaluate the run itself, or lay its {TRAINING_FILE} beside the generator."
+        )
+
+
+def _remarks(found: Material, questions: Sequence[Question]) -> Iterator[str]:
     """What a reader should know before the figures."""
     if found.real.patient_count < _FEW_PATIENTS:
         yield (
@@ -307,15 +325,6 @@ def _remarks(subject: Subject, found: Material, questions: Sequence[Question]) -
         yield (
             "Leakage was not measured: it needs the photographs that were trained on, of "
             f"{LEAST_TRAINED} patients or more, and runs where they are."
-        )
-    elif (
-        Question.LEAKAGE in questions
-        and isinstance(subject, NetworkSubject)
-        and subject.model is None
-    ):
-        yield (
-            "Leakage by all weights of the model was not measured: only what draws is there. The "
-            f"rest is {TRAINING_FILE}, beside the generator in the folder of its run."
         )
     if Question.USEFULNESS in questions and found.train is None:
         yield (

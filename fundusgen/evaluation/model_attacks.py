@@ -1,7 +1,8 @@
 """Attacks on membership that see all weights of a model.
 
 Of a GAN the discriminator, of a VAE the encoder: both are trained on patients, both say of any
-photograph how well they know it, and whoever ran the study has them, though no release.
+photograph how well they know it, and server and hospitals have them, though no release. What is
+attacked are the weights that the generator was taken from.
 Weaker than a white-box attack in the full sense: only outputs are used, neither gradients nor
 the weights as they are. `membership` judges the scores.
 

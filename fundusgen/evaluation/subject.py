@@ -4,7 +4,6 @@ N images, S side in pixels.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,7 @@ from numpy.typing import NDArray
 from fundusgen.errors import RunError
 from fundusgen.evaluation.images import ImageSet
 from fundusgen.evaluation.real_images import MANIFEST, Progress, load_real
-from fundusgen.models.factory import Model
-from fundusgen.models.generator import (
-    MODEL_FILE,
-    WEIGHTS_FILE,
-    Generator,
-    load_whole_model,
-)
+from fundusgen.models.generator import MODEL_FILE, Generator, WholeModel, read_saved_generator
 from fundusgen.run_folder import RunFolder
 from fundusgen.training.population import POPULATION_FILE, VotedPopulation, load_population
 
@@ -35,7 +28,7 @@ class Identity:
         kind: `vae`, `gan`, `voted phantoms` or `images`.
         study_id: Of the study that made it; empty for a folder of images.
         study_hash: The same.
-        digest: SHA-256 of the weights, the population, or all images.
+        digest: SHA-256 of the weights that draw, the population, or all images.
         facts: What the generator's folder says besides: rounds, epsilon by site, delta.
     """
 
@@ -116,20 +109,17 @@ class NetworkSubject:
 
     Args:
         folder: Of the generator.
-
-    Attributes:
-        model: All of the model, for attacks that look inside; None where only what draws is there.
     """
 
     def __init__(self, folder: Path) -> None:
         """Load the weights."""
-        self._generator = Generator.load(folder)
-        self.model: Model | None = load_whole_model(folder)
-        study = self._generator.study
-        digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+        self._saved = read_saved_generator(folder)
+        self._generator = self._saved.generator()
+        study = self._saved.study
         self.identity = Identity(
-            study.model.kind, study.study_id, study.study_hash, digest, _facts(folder)
-        )
+            study.model.kind, study.study_id, study.study_hash, self._saved.digest,
+            self._saved.facts,
+        )  # fmt: skip
         self.size_px = int(study.image_size)
         self.conditions = tuple(str(name) for name in study.conditions)
 
@@ -137,6 +127,10 @@ class NetworkSubject:
     def generator(self) -> Generator:
         """The network."""
         return self._generator
+
+    def whole_model(self) -> WholeModel | None:
+        """All of the model, for attacks that look inside; see `SavedGenerator.whole_model`."""
+        return self._saved.whole_model()
 
     def images(self, condition: str, count: int, seed: int) -> NDArray[np.uint8]:
         """Draw; see `Subject.images`."""
@@ -161,10 +155,11 @@ class VotedSubject:
         """Read the population."""
         self._population: VotedPopulation = load_population(folder)
         self._workers = workers
-        study = Generator.load(folder).study
+        saved = read_saved_generator(folder)
+        study = saved.study
         digest = hashlib.sha256((folder / POPULATION_FILE).read_bytes()).hexdigest()
         self.identity = Identity(
-            "voted phantoms", study.study_id, study.study_hash, digest, _facts(folder)
+            "voted phantoms", study.study_id, study.study_hash, digest, saved.facts
         )
         self.size_px, self.conditions = self._population.image_size, self._population.conditions
 
@@ -232,8 +227,3 @@ def mixed_counts(shares: Mapping[str, float], total: int, least: int) -> dict[st
     """
     whole = sum(shares.values())
     return {name: max(round(total * share / whole), least) for name, share in shares.items()}
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((folder / MODEL_FILE).read_text()).get("facts", {})
-    return facts

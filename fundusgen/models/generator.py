@@ -2,7 +2,8 @@
 
 generator.safetensors   the weights that images are drawn with, and no others
 model.json              the study, and what is to be said about it
-training.safetensors    the rest of the model: nobody needs it to draw, and attackers would like it
+training.safetensors    the rest of the model, a discriminator or an encoder: patients trained it,
+                        nobody needs it to draw, and no release holds it
 
 Legend of axes: N images, Z noise, S side of the image in pixels.
 """
@@ -12,18 +13,20 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load, load_file, save
+from safetensors.numpy import load, save
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fundusgen.errors import ModelError
+from fundusgen.federation.weights import Weights
 from fundusgen.models.factory import Model, build_model, drawing_prefix, load_weights
 from fundusgen.pixels import from_network
-from fundusgen.storage import write_atomically, write_json
+from fundusgen.storage import write_atomically
 from fundusgen.study import Study, parse_study
 
 FORMAT = 2
@@ -46,22 +49,159 @@ def save_generator(
 ) -> None:
     """Write all that is needed to draw, and apart from it what only training needed.
 
+    Guarantee: the files that a release takes hold no weight of a discriminator or an encoder.
+
     Args:
         folder: Where to; made if absent.
         study: The study that was trained.
         weights: All weights of its model.
         facts: What else to say about it, such as epsilons; plain JSON.
     """
-    prefix = drawing_prefix(study)
-    draws = save({name: array for name, array in weights.items() if name.startswith(prefix)})
-    rest = {name: array for name, array in weights.items() if not name.startswith(prefix)}
+    drawing, rest = _divided(study, weights)
+    draws = save(drawing)
     write_atomically(folder / WEIGHTS_FILE, draws)
-    belongs_to = {_BELONGS_TO: hashlib.sha256(draws).hexdigest()}
-    write_atomically(folder / TRAINING_FILE, save(rest, belongs_to))
-    write_json(
-        folder / MODEL_FILE,
-        {"format": FORMAT, "study": json.loads(study.agreed_json()), "facts": dict(facts)},
+    write_atomically(folder / TRAINING_FILE, save(rest, {_BELONGS_TO: _digest(draws)}))
+    write_atomically(folder / MODEL_FILE, _described(study, facts))
+
+
+@dataclass(frozen=True, eq=False)
+class WholeModel:
+    """All of the model that a generator was taken from.
+
+    Attributes:
+        model: In evaluation mode.
+        rest_digest: SHA-256 of the weights that only training needed, as safetensors.
+    """
+
+    model: Model
+    rest_digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class SavedGenerator:
+    """A generator as it lay in a folder, read once.
+
+    Attributes:
+        folder: Where.
+        study: The study that was trained.
+        facts: What `model.json` says about it besides.
+        draws: The weights that draw and no others, as safetensors, whatever the file held.
+        more: What the file held besides, as that of the first format does.
+    """
+
+    folder: Path
+    study: Study
+    facts: Mapping[str, Any]
+    draws: bytes
+    more: Weights
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what draws: of the file, as long as nobody changes it."""
+        return _digest(self.draws)
+
+    @property
+    def description(self) -> bytes:
+        """Content of `model.json`."""
+        return _described(self.study, self.facts)
+
+    def generator(self, device: torch.device | None = None) -> "Generator":
+        """What draws.
+
+        Raises:
+            ModelError: The weights do not fit.
+        """
+        return Generator(self.study, load(self.draws), device)
+
+    def whole_model(self) -> WholeModel | None:
+        """Read what only training needed, and put it to what draws.
+
+        Returns:
+            None where it is not there, as in a release.
+
+        Raises:
+            ModelError: It is damaged, or belongs to another generator.
+        """
+        path = self.folder / TRAINING_FILE
+        rest = self.more
+        if not rest:
+            if not path.exists():
+                return None
+            rest = _read_rest(path, self.study, self.digest)
+        model = build_model(self.study)
+        weights = {**load(self.draws), **rest}
+        load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+        return WholeModel(model.eval(), _digest(save(rest)))
+
+
+def read_saved_generator(folder: Path) -> SavedGenerator:
+    """Read a generator that `save_generator` wrote.
+
+    Raises:
+        ModelError: It is missing, damaged or of a newer format.
+        StudyError: Its study is damaged.
+    """
+    try:
+        described = json.loads((folder / MODEL_FILE).read_text())
+        weights = load((folder / WEIGHTS_FILE).read_bytes())
+        version, study_content = described["format"], described["study"]
+        facts = dict(described.get("facts", {}))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"There is no whole generator in {folder}: {' '.join(str(error).split())}",
+            expected=f"{MODEL_FILE} and {WEIGHTS_FILE}",
+            remedy="Give the folder of a finished run, or its generator folder",
+        ) from error
+    if version not in _READABLE:
+        raise ModelError(
+            f"The generator in {folder} has format {version}",
+            expected=f"format {' or '.join(map(str, _READABLE))}",
+            remedy="Use the version of fundusgen that wrote it, or a newer one",
+        )
+    study = parse_study(json.dumps(study_content), source=str(folder / MODEL_FILE))
+    drawing, more = _divided(study, weights)
+    return SavedGenerator(folder, study, facts, save(drawing), more)
+
+
+def _divided(study: Study, weights: Mapping[str, NDArray[np.float32]]) -> tuple[Weights, Weights]:
+    """What draws, and the rest."""
+    prefix = drawing_prefix(study)
+    drawing = {name: array for name, array in weights.items() if name.startswith(prefix)}
+    return drawing, {name: array for name, array in weights.items() if name not in drawing}
+
+
+def _described(study: Study, facts: Mapping[str, Any]) -> bytes:
+    content = {"format": FORMAT, "study": json.loads(study.agreed_json()), "facts": dict(facts)}
+    return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _read_rest(path: Path, study: Study, belongs_to: str) -> Weights:
+    remedy = (
+        "Copy the folder from its run again, or have the run's server finish it again; without "
+        f"{TRAINING_FILE} the pictures can be judged all the same"
     )
+    try:
+        content = path.read_bytes()
+        weights: Weights = load(content)
+        with safe_open(path, "numpy") as file:
+            found = (file.metadata() or {}).get(_BELONGS_TO)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {' '.join(str(error).split())}",
+            expected=f"the rest of the model that {WEIGHTS_FILE} is of",
+            remedy=remedy,
+        ) from error
+    if found != belongs_to or _divided(study, weights)[0]:
+        raise ModelError(
+            f"{path} is of another generator than the {WEIGHTS_FILE} beside it",
+            expected="both as one run left them",
+            remedy=remedy,
+        )
+    return weights
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -125,31 +265,10 @@ class Generator:
         # On processors, convolutions with channels last take two thirds of the time.
         convert_conv2d_weight_memory_format(self._model, torch.channels_last)
 
-    @classmethod
-    def load(cls, folder: Path, device: torch.device | None = None) -> "Generator":
-        """Read a generator that `save_generator` wrote.
-
-        Raises:
-            ModelError: It is missing, damaged or of a newer format.
-        """
-        try:
-            description = json.loads((folder / MODEL_FILE).read_text())
-            weights = load_file(folder / WEIGHTS_FILE)
-            version, study_content = description["format"], description["study"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ModelError(
-                f"There is no whole generator in {folder}: {' '.join(str(error).split())}",
-                expected=f"{MODEL_FILE} and {WEIGHTS_FILE}",
-                remedy="Give the folder of a finished run, or its generator folder",
-            ) from error
-        if version not in _READABLE:
-            raise ModelError(
-                f"The generator in {folder} has format {version}",
-                expected=f"format {FORMAT}",
-                remedy="Use the version of fundusgen that wrote it, or a newer one",
-            )
-        study = parse_study(json.dumps(study_content), source=str(folder / MODEL_FILE))
-        return cls(study, weights, device)
+    @staticmethod
+    def load(folder: Path, device: torch.device | None = None) -> "Generator":
+        """Read a generator that `save_generator` wrote; errors as of `read_saved_generator`."""
+        return read_saved_generator(folder).generator(device)
 
     def condition_index(self, condition: str) -> int:
         """Index of a condition in the model.
@@ -210,48 +329,3 @@ class Generator:
         images_NCSS = self._model.draw(torch.from_numpy(noise_NZ).to(self.device), conditions_N)
         images_NSSC: NDArray[np.uint8] = from_network(images_NCSS).cpu().numpy()
         return images_NSSC
-
-
-def load_whole_model(folder: Path) -> Model | None:
-    """Read all of the model that a generator was taken from.
-
-    Args:
-        folder: That `save_generator` wrote.
-
-    Returns:
-        The model, in evaluation mode; None where there is no more than what draws, as in a release.
-
-    Raises:
-        ModelError: The generator is missing or damaged, or what only training needed is, or that
-            is of another generator.
-    """
-    study = Generator.load(folder).study
-    draws = (folder / WEIGHTS_FILE).read_bytes()
-    weights, rest = load(draws), folder / TRAINING_FILE
-    model = build_model(study)
-    if rest.exists():
-        weights |= _read_rest(rest, hashlib.sha256(draws).hexdigest())
-    elif weights.keys() < model.state_dict().keys():
-        return None
-    load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
-    return model.eval()
-
-
-def _read_rest(path: Path, belongs_to: str) -> dict[str, NDArray[np.float32]]:
-    try:
-        with safe_open(path, "numpy") as file:
-            found = (file.metadata() or {}).get(_BELONGS_TO)
-        weights: dict[str, NDArray[np.float32]] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{path} cannot be read: {' '.join(str(error).split())}",
-            expected=f"the rest of the model that {WEIGHTS_FILE} is of",
-            remedy="Copy it from the run again; without it, the generator draws all the same",
-        ) from error
-    if found != belongs_to:
-        raise ModelError(
-            f"{path} is of another generator than the {WEIGHTS_FILE} beside it",
-            expected="both as one run left them",
-            remedy="Copy both from the run again; without it, the generator draws all the same",
-        )
-    return weights

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fundusgen.models.generator import TRAINING_FILE, WEIGHTS_FILE
 from fundusgen.release.evidence import at, listed, number
 from fundusgen.release.receipt_proof import SiteProof
 from fundusgen.release.rules import Gate, LeakageRules
@@ -41,6 +42,7 @@ def checks(
     gate: Gate,
     study: Study,
     leaving: Mapping[str, str],
+    rest_digest: str | None,
     evaluations: Sequence[Values],
     proofs: Sequence[SiteProof],
     mechanism: Values | None,
@@ -54,6 +56,8 @@ def checks(
         study: That was trained.
         leaving: SHA-256 of everything that draws, by name: the network's weights, and a population
             of phantoms where one leaves.
+        rest_digest: SHA-256 of the network's weights that do not draw: they stay, and must have
+            been attacked all the same. None where they are gone.
         evaluations: Contents of evaluation.json, of one hospital or several; every one must pass.
         proofs: What the receipts prove.
         mechanism: Content of mechanism.json, or None.
@@ -61,10 +65,12 @@ def checks(
     Returns:
         Every check; the generator may leave where all have passed.
     """
-    found = [*_evidence(gate, study, leaving, evaluations, mechanism)]
+    found = [*_evidence(gate, study, leaving, rest_digest, evaluations, mechanism)]
     for place, values in enumerate(evaluations, start=1):
         where = f" (evaluation {place})" if len(evaluations) > 1 else ""
-        of_one = (*_realism(gate, values), *_usefulness(gate, values), *_leakage(gate, values))
+        of_network = subject_digest(values, study) == leaving.get(WEIGHTS_FILE)
+        leakage = _leakage(gate, values, of_network=of_network)
+        of_one = (*_realism(gate, values), *_usefulness(gate, values), *leakage)
         found += [Check(c.name, c.demanded, c.found + where, c.passed) for c in of_one]
     return (*found, *_receipts(gate, proofs))
 
@@ -79,8 +85,8 @@ def subject_digest(values: Values, study: Study) -> str | None:
 
 
 def _evidence(
-    gate: Gate, study: Study, leaving: Mapping[str, str], evaluations: Sequence[Values],
-    mechanism: Values | None,
+    gate: Gate, study: Study, leaving: Mapping[str, str], rest_digest: str | None,
+    evaluations: Sequence[Values], mechanism: Values | None,
 ) -> Iterator[Check]:  # fmt: skip
     rules = gate.evidence
     of = [subject_digest(values, study) for values in evaluations]
@@ -107,12 +113,33 @@ def _evidence(
             "evidence.leakage", "leakage measured at a site, with its training photographs",
             "measured" if measured else "not measured", measured,
         )  # fmt: skip
+        if WEIGHTS_FILE in leaving:
+            tried = [
+                at(values, "attacked_digest")
+                for digest, values in zip(of, evaluations, strict=True)
+                if digest == leaving[WEIGHTS_FILE] and listed(values, "leakage")
+            ]
+            fault = _not_attacked(rest_digest, tried)
+            yield Check(
+                "evidence.leakage", "attacks on exactly this model's weights that do not draw, too",
+                fault or "attacked", not fault,
+            )  # fmt: skip
     if rules.mechanism:
         fault = _fault_of(mechanism, study)
         yield Check(
             "evidence.mechanism", "an audit of the study's mechanisms that holds",
             fault or "holds", not fault,
         )  # fmt: skip
+
+
+def _not_attacked(rest_digest: str | None, tried: Sequence[Any]) -> str:
+    """Why the weights that stay do not count as attacked; empty where they do."""
+    if rest_digest is None:
+        return f"the run's generator lacks {TRAINING_FILE}: which were attacked cannot be compared"
+    if not tried or not all(tried):
+        return f"not attacked: evaluate the run itself, with {TRAINING_FILE} in its generator"
+    same = all(digest == rest_digest for digest in tried)
+    return "" if same else "those of another model were attacked"
 
 
 def _fault_of(mechanism: Values | None, study: Study) -> str:
@@ -184,12 +211,11 @@ def _figures(values: Values, **wanted: object) -> list[Any]:
     ]
 
 
-def _leakage(gate: Gate, values: Values) -> Iterator[Check]:
+def _leakage(gate: Gate, values: Values, *, of_network: bool) -> Iterator[Check]:
     leaks = listed(values, "leakage")
     for leak in leaks:
         yield from _attacks(gate.leakage, leak)
-    by_weights = at(values, "subject", "kind") != _WITHOUT_WEIGHTS
-    if (leaks and by_weights) or at(values, "model_attack"):
+    if (leaks and of_network) or at(values, "model_attack"):
         attack = at(values, "model_attack")
         name = at(attack, "name") or "an attack"
         yield from _attack(gate.leakage, attack, f"{name}, by all weights of the model")
@@ -270,5 +296,3 @@ def _at_most(name: str, what: str, found: float | None, bound: float) -> Check:
 
 _NOT_MEASURED = "not measured"
 _SIDES = ("generated", "real")
-# Kind of the one subject that has no weights.
-_WITHOUT_WEIGHTS = "voted phantoms"

@@ -195,12 +195,12 @@ def leakage_section(values: Values) -> str:
     if values["model_attack"]:
         own = values["model_attack"]
         parts.append(
-            f"<p>By all weights of the model ({escape(own['name'])}), of which a release has only "
-            "what draws: AUC "
+            f"<p>By all weights of the model ({escape(own['name'])}): AUC "
             f"{with_interval(own['auc'])}; "
             f"{with_interval(own['true_positive_rate'], share=True)} of the members are named at "
             "1 % false positives. There is no control for it: where training and test patients "
-            "come from different cameras, this difference is in it.</p>"
+            "come from different cameras, this difference is in it. <code>fundusgen release</code> "
+            "leaves out the weights that do not draw; hospitals and server have them.</p>"
         )
     return f"<section>{''.join(parts)}</section>"
 

@@ -234,9 +234,9 @@ def _by_weights(values: Values) -> Iterator[str]:
         found = own["auc"]["low"] > 0.5
         told = "can be told from others, or differ from them" if found else "were not told apart"
         yield (
-            "By all weights of the model, of which a release has only what draws, patients who "
-            f"were trained on {told}: the attack `{own['name']}` has an AUC of "
-            f"{with_interval(own['auc'])}."
+            f"By all weights of the model, patients who were trained on {told}: the attack "
+            f"`{own['name']}` has an AUC of {with_interval(own['auc'])}. `fundusgen release` "
+            "leaves out the weights that do not draw; hospitals and server have them."
         )
 
 

@@ -32,7 +32,7 @@ _TRIED: dict[str, dict[str, dict[str, Any]]] = {
     "phantoms have twice the say": {"model": {"phantoms_say": 2.0}},
     "all of the discriminator": {"model": _WHOLE},
     "all of the discriminator, phantoms have no say": {"model": {**_WHOLE, "phantoms_say": 0.0}},
-    "the same, 8 steps a round": {
+    "all of the discriminator, phantoms have no say, 8 steps a round": {
         "model": {**_WHOLE, "phantoms_say": 0.0},
         "dpsgd": {"steps_per_round": 8, "sample_rate": 0.05},
     },

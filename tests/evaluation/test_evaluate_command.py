@@ -1,6 +1,7 @@
 """`fundusgen evaluate` as its users meet it: folders of phantoms stand in for photographs."""
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,16 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from safetensors.numpy import load_file, save
 
 from fundusgen.evaluation.material import EvaluationSettings
 from fundusgen.models.factory import build_model
-from fundusgen.models.generator import MODEL_FILE, WEIGHTS_FILE, save_generator
+from fundusgen.models.generator import (
+    MODEL_FILE,
+    TRAINING_FILE,
+    WEIGHTS_FILE,
+    save_generator,
+)
 from fundusgen.phantom.site import write_site_folder
 from fundusgen.study import Study
 
@@ -140,6 +147,9 @@ def test_where_only_what_draws_is_there_the_rest_is_not_attacked_and_that_is_sai
         assert ("only what draws is there" in " ".join(said.split())) == (name == "released")
         found[name] = json.loads((tmp_path / name / "evaluation.json").read_text())
     assert found["released"]["model_attack"] is None
+    assert found["released"]["attacked_digest"] == ""
+    rest = save(load_file(run_folder / "generator" / TRAINING_FILE))
+    assert found["whole"]["attacked_digest"] == hashlib.sha256(rest).hexdigest()
     assert found["whole"]["model_attack"]["name"] == "bound"
     # Of the images, both say the same.
     assert found["released"]["leakage"] == found["whole"]["leakage"]

@@ -39,7 +39,7 @@ from fundusgen.evaluation.model_attacks import (
 from fundusgen.evaluation.patient_features import PatientFeatures
 from fundusgen.models.factory import build_model
 from fundusgen.models.gan import GAN
-from fundusgen.models.generator import load_whole_model, save_generator
+from fundusgen.models.generator import read_saved_generator, save_generator
 from fundusgen.models.vae import VAE
 from fundusgen.study import Study
 
@@ -334,8 +334,9 @@ def test_a_models_own_folder_is_attacked_by_what_its_family_has(
     settings = study(kind)
     weights = {n: value.numpy() for n, value in build_model(settings).state_dict().items()}
     save_generator(tmp_path, settings, weights, {})
-    model = load_whole_model(tmp_path)
-    assert model is not None
+    whole = read_saved_generator(tmp_path).whole_model()
+    assert whole is not None
+    model = whole.model
     for n, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), weights[n])
     rng = np.random.default_rng(10)

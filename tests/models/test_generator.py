@@ -13,7 +13,7 @@ from fundusgen.models.generator import (
     TRAINING_FILE,
     WEIGHTS_FILE,
     Generator,
-    load_whole_model,
+    read_saved_generator,
     save_generator,
 )
 from fundusgen.study import Study
@@ -135,15 +135,16 @@ def test_a_generator_draws_the_same_without_what_only_training_needs(
     with_all = next(Generator(study, weights).draw("amd", 3, 1)).images_NSSC
     np.testing.assert_array_equal(drawn(tmp_path, "amd", 3, 1), with_all)
     assert len(np.unique(with_all)) > 10
-    assert load_whole_model(tmp_path) is None
+    assert read_saved_generator(tmp_path).whole_model() is None
 
 
 @pytest.mark.parametrize("study", [STUDY, GAN_STUDY])
 def test_the_whole_model_is_read_from_both_files(study: Study, tmp_path: Path) -> None:
     weights = weights_of(study)
     save_generator(tmp_path, study, weights, {})
-    model = load_whole_model(tmp_path)
-    assert model is not None
+    whole = read_saved_generator(tmp_path).whole_model()
+    assert whole is not None
+    model = whole.model
     assert not model.training
     assert model.state_dict().keys() == weights.keys()
     for name, value in model.state_dict().items():
@@ -151,14 +152,23 @@ def test_the_whole_model_is_read_from_both_files(study: Study, tmp_path: Path) -
 
 
 def test_a_generator_of_the_first_format_draws_and_is_whole(folder) -> None:
-    images = drawn(folder, "amd", 3, 1)
+    images, now = drawn(folder, "amd", 3, 1), read_saved_generator(folder)
     weights = load_file(folder / WEIGHTS_FILE) | load_file(folder / TRAINING_FILE)
+    known = now.whole_model()
     (folder / TRAINING_FILE).unlink()
     save_file(weights, folder / WEIGHTS_FILE)
     description = json.loads((folder / MODEL_FILE).read_text())
     (folder / MODEL_FILE).write_text(json.dumps({**description, "format": 1}))
     np.testing.assert_array_equal(drawn(folder, "amd", 3, 1), images)
-    assert load_whole_model(folder) is not None
+    then = read_saved_generator(folder)
+    # What is evaluated, and what leaves, is the same in both formats.
+    assert (then.digest, then.draws, then.description) == (now.digest, now.draws, now.description)
+    whole = then.whole_model()
+    assert known is not None
+    assert whole is not None
+    assert whole.rest_digest == known.rest_digest
+    for name, value in whole.model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), weights[name])
 
 
 def test_what_does_not_belong_to_the_model_is_refused() -> None:
@@ -171,9 +181,19 @@ def test_what_does_not_belong_to_the_model_is_refused() -> None:
         Generator(STUDY, without)
 
 
-@pytest.mark.parametrize("damage", ["of another generator", "cut", "unmarked", "incomplete"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("of another generator", "of another generator"),
+        ("cut", "cannot be read"),
+        ("a folder", "cannot be read"),
+        ("unmarked", "of another generator"),
+        ("has what draws", "of another generator"),
+        ("incomplete", "do not fit"),
+    ],
+)
 def test_a_rest_of_the_model_that_does_not_belong_is_refused_and_still_draws(
-    folder, damage: str, tmp_path: Path
+    folder, damage: str, said: str, tmp_path: Path
 ) -> None:
     rest = folder / TRAINING_FILE
     if damage == "of another generator":
@@ -181,16 +201,32 @@ def test_a_rest_of_the_model_that_does_not_belong_is_refused_and_still_draws(
         rest.write_bytes((tmp_path / "other" / TRAINING_FILE).read_bytes())
     elif damage == "cut":
         rest.write_bytes(rest.read_bytes()[:100])
+    elif damage == "a folder":
+        rest.unlink()
+        rest.mkdir()
     elif damage == "unmarked":
         save_file(load_file(rest), rest)
+    elif damage == "has what draws":
+        digest = read_saved_generator(folder).digest
+        both = load_file(rest) | load_file(folder / WEIGHTS_FILE)
+        save_file(both, rest, {"belongs_to": digest})
     else:
         save_generator(folder, STUDY, dict(list(weights_of(STUDY).items())[:-1]), {})
-    with pytest.raises(ModelError):
-        load_whole_model(folder)
-    if damage != "incomplete":
-        assert drawn(folder, "amd", 1, 0).shape == (1, 32, 32, 3)
+    saved = read_saved_generator(folder)
+    with pytest.raises(ModelError, match=said):
+        saved.whole_model()
+    assert drawn(folder, "amd", 1, 0).shape == (1, 32, 32, 3)
 
 
-def test_there_is_no_whole_model_where_nothing_is(tmp_path: Path) -> None:
+def test_a_generator_with_a_part_of_the_rest_is_not_taken_for_one_without(folder) -> None:
+    weights, rest = load_file(folder / WEIGHTS_FILE), load_file(folder / TRAINING_FILE)
+    name = next(iter(rest))
+    save_file({**weights, name: rest[name]}, folder / WEIGHTS_FILE)
+    (folder / TRAINING_FILE).unlink()
+    with pytest.raises(ModelError, match="do not fit"):
+        read_saved_generator(folder).whole_model()
+
+
+def test_there_is_no_generator_where_nothing_is(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no whole generator"):
-        load_whole_model(tmp_path)
+        read_saved_generator(tmp_path)

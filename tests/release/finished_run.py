@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from evaluation_content import evaluation_content
+from safetensors.numpy import load_file, save
 
 from fundusgen.models.factory import build_model
-from fundusgen.models.generator import WEIGHTS_FILE, save_generator
+from fundusgen.models.generator import TRAINING_FILE, WEIGHTS_FILE, save_generator
 from fundusgen.privacy.accounting import epsilon
 from fundusgen.privacy.events import Event
 from fundusgen.privacy.keys import public_text
@@ -80,7 +81,13 @@ def evaluation_values_of(run: RunFolder) -> dict[str, Any]:
     values = evaluation_content()
     digest = hashlib.sha256((run.generator / WEIGHTS_FILE).read_bytes()).hexdigest()
     values["subject"] |= {"study_hash": STUDY.study_hash, "digest": digest}
+    values["attacked_digest"] = rest_digest_of(run)
     return values
+
+
+def rest_digest_of(run: RunFolder) -> str:
+    """SHA-256 of the weights that do not draw."""
+    return hashlib.sha256(save(load_file(run.generator / TRAINING_FILE))).hexdigest()
 
 
 def write_evidence(run: RunFolder, values: dict[str, Any] | None = None) -> None:

@@ -19,9 +19,11 @@ from finished_run import (
     finished_run,
     mechanism_values,
     receipt_of,
+    rest_digest_of,
 )
 
 from fundusgen.errors import RunError
+from fundusgen.models.generator import WEIGHTS_FILE
 from fundusgen.privacy.accounting import epsilon
 from fundusgen.privacy.receipt_folder import keep_receipt
 from fundusgen.release.gate import Check, checks
@@ -78,7 +80,8 @@ def failed(run: RunFolder, values: Values, gate: Gate | None = None, **rest: Any
     found = checks(
         gate or Gate(),
         STUDY,
-        rest.get("leaving") or {"weights": evaluation_values_of(run)["subject"]["digest"]},
+        rest.get("leaving") or {WEIGHTS_FILE: evaluation_values_of(run)["subject"]["digest"]},
+        rest["rest_digest"] if "rest_digest" in rest else rest_digest_of(run),
         [values],
         rest["proofs"] if "proofs" in rest else proofs_of(run),
         rest.get("mechanism", mechanism_values()),
@@ -215,7 +218,7 @@ def places(values: Any) -> Iterator[tuple[Any, Any]]:
 
 def test_no_document_whatever_crashes_the_gate(run: RunFolder) -> None:
     proofs, values = proofs_of(run), evaluation_values_of(run)
-    leaving = {"weights": values["subject"]["digest"]}
+    leaving = {WEIGHTS_FILE: values["subject"]["digest"]}
     for junk in JUNK:
         for inner, key in list(places(values)):
             kept, inner[key] = inner[key], junk
@@ -253,8 +256,20 @@ def test_members_that_the_weights_name_are_counted_too(run: RunFolder) -> None:
 def test_weights_that_nobody_attacked_are_no_evidence(run: RunFolder) -> None:
     values = {**evaluation_values_of(run), "model_attack": None}
     assert failed(run, values) == {"leakage.max_auc", "leakage.max_true_positive_rate"}
+    # Whatever it calls itself: it is of the network's weights.
     values["subject"] = {**values["subject"], "kind": "voted phantoms"}
-    assert not failed(run, values)
+    assert failed(run, values) == {"leakage.max_auc", "leakage.max_true_positive_rate"}
+
+
+@pytest.mark.parametrize("attacked", ["", None, "0" * 64])
+def test_an_attack_on_other_weights_is_no_evidence(run: RunFolder, attacked: str | None) -> None:
+    values = {**evaluation_values_of(run), "attacked_digest": attacked}
+    assert failed(run, values) == {"evidence.leakage"}
+    assert not failed(run, values, Gate.model_validate({"evidence": {"leakage": False}}))
+
+
+def test_weights_that_are_gone_cannot_be_known_to_have_been_attacked(run: RunFolder) -> None:
+    assert failed(run, evaluation_values_of(run), rest_digest=None) == {"evidence.leakage"}
 
 
 def test_an_evaluation_under_another_study_does_not_count(run: RunFolder) -> None:
@@ -265,8 +280,10 @@ def test_an_evaluation_under_another_study_does_not_count(run: RunFolder) -> Non
 
 def test_everything_that_leaves_needs_an_evaluation(run: RunFolder) -> None:
     values = evaluation_values_of(run)
-    leaving = {"weights": values["subject"]["digest"], "population.json": "1" * 64}
-    found = checks(Gate(), STUDY, leaving, [values], proofs_of(run), mechanism_values())
+    leaving = {WEIGHTS_FILE: values["subject"]["digest"], "population.json": "1" * 64}
+    found = checks(
+        Gate(), STUDY, leaving, rest_digest_of(run), [values], proofs_of(run), mechanism_values()
+    )
     assert [check.found for check in found if check.name == "evidence.evaluation"] == [
         "1 of 1 evaluations are of it, none is of population.json"
     ]
@@ -274,7 +291,7 @@ def test_everything_that_leaves_needs_an_evaluation(run: RunFolder) -> None:
 
 
 def test_an_evaluation_of_another_generator_does_not_count(run: RunFolder) -> None:
-    assert failed(run, evaluation_values_of(run), leaving={"weights": "0" * 64}) == {
+    assert failed(run, evaluation_values_of(run), leaving={WEIGHTS_FILE: "0" * 64}) == {
         "evidence.evaluation", "evidence.leakage",
     }  # fmt: skip
 
@@ -282,7 +299,7 @@ def test_an_evaluation_of_another_generator_does_not_count(run: RunFolder) -> No
 def test_without_an_evaluation_nothing_leaves(run: RunFolder) -> None:
     names = {
         c.name
-        for c in checks(Gate(), STUDY, {"weights": "0"}, [], proofs_of(run), None)
+        for c in checks(Gate(), STUDY, {WEIGHTS_FILE: "0"}, None, [], proofs_of(run), None)
         if not c.passed
     }
     assert {"evidence.evaluation", "evidence.leakage", "evidence.mechanism"} <= names
@@ -380,7 +397,7 @@ def test_a_site_that_the_metrics_do_not_name_is_held_to_its_receipts(run: RunFol
     run.metrics_file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert [proof.site for proof in proofs_of(run)] == ["a", "b"]
     strict = Gate.model_validate({"receipts": {"max_epsilon": 0.01}})
-    found = checks(strict, STUDY, {}, [], proofs_of(run), None)
+    found = checks(strict, STUDY, {}, None, [], proofs_of(run), None)
     assert any("epsilon of b" in check.demanded and not check.passed for check in found)
 
 
@@ -434,7 +451,7 @@ def test_damaged_metrics_end_in_a_sentence(run: RunFolder, line: str) -> None:
 
 def test_every_check_says_what_was_demanded_and_found(run: RunFolder) -> None:
     found = checks(
-        Gate(), STUDY, {"weights": "0"}, [evaluation_values_of(run)], proofs_of(run), None
+        Gate(), STUDY, {WEIGHTS_FILE: "0"}, None, [evaluation_values_of(run)], proofs_of(run), None
     )  # fmt: skip
     assert all(isinstance(check, Check) and check.demanded and check.found for check in found)
     assert all(isinstance(proof, SiteProof) for proof in proofs_of(run))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,6 +23,7 @@ from finished_run import (
 )
 from safetensors.numpy import load_file, save_file
 
+from fundusgen.models.factory import build_model
 from fundusgen.models.generator import TRAINING_FILE, WEIGHTS_FILE, save_generator
 from fundusgen.privacy.keys import make_keys, signing_key
 from fundusgen.release.bundle import (
@@ -32,8 +34,10 @@ from fundusgen.release.bundle import (
     verify_bundle,
     write_bundle,
 )
+from fundusgen.release.finished_generator import read_generator
 from fundusgen.run_folder import RunFolder
 from fundusgen.storage import write_json
+from fundusgen.study import Study, dump_study
 
 Cli = Callable[..., tuple[int, str, str]]
 REASON = "For a closed course; the test set is too small to measure leakage."
@@ -278,19 +282,54 @@ def test_a_generator_of_another_study_is_refused(run: RunFolder, tmp_path: Path,
 
 def test_what_only_training_needs_stays(bundle: Path, run: RunFolder) -> None:
     assert load_file(run.generator / TRAINING_FILE)
-    for path in bundle.rglob("*.safetensors"):
-        assert all(name.startswith("decoder.") for name in load_file(path))
+    (path,) = bundle.rglob("*.safetensors")
+    assert path.read_bytes() == (run.generator / WEIGHTS_FILE).read_bytes()
+    assert {name.partition(".")[0] for name in load_file(path)} == {"decoder"}
 
 
-def test_a_generator_that_holds_more_than_what_draws_is_refused(
+def test_the_discriminator_of_a_gan_stays(tmp_path: Path) -> None:
+    gan = {"kind": "gan", "width": 4, "latent": 5, "discriminator_width": 4}
+    study = Study.model_validate({**STUDY.model_dump(), "model": gan})
+    weights = {
+        name: np.random.default_rng(place).standard_normal(value.shape).astype(np.float32)
+        for place, (name, value) in enumerate(build_model(study).state_dict().items())
+    }
+    run = RunFolder(tmp_path)
+    run.study_file.write_text(dump_study(study))
+    save_generator(run.generator, study, weights, {})
+    leaving = read_generator(run).leaving(set())
+    assert leaving.keys() == {"generator.safetensors", "model.json"}
+    everything = b"".join(leaving.values())
+    for name, array in weights.items():
+        assert (array.tobytes() in everything) == name.startswith("generator."), name
+
+
+def test_of_a_generator_of_the_first_format_only_what_draws_leaves(
     run: RunFolder, tmp_path: Path, cli: Cli
 ) -> None:
-    path = run.generator / WEIGHTS_FILE
-    save_file(load_file(path) | load_file(run.generator / TRAINING_FILE), path)
-    status, _, err = cli("release", run.path, "--out", tmp_path / "b", "--override", REASON)
-    assert status == 1
-    assert "do not draw, such as encoder." in err
-    assert not (tmp_path / "b").exists()
+    path, rest = run.generator / WEIGHTS_FILE, run.generator / TRAINING_FILE
+    draws = path.read_bytes()
+    save_file(load_file(path) | load_file(rest), path, {"more": "weights, as text"})
+    rest.unlink()
+    described = run.generator / "model.json"
+    described.write_text(json.dumps({**json.loads(described.read_text()), "format": 1}))
+    assert cli("release", run.path, "--out", tmp_path / "b")[0] == 0
+    assert (tmp_path / "b" / WEIGHTS_FILE).read_bytes() == draws
+    assert json.loads((tmp_path / "b" / "model.json").read_text())["format"] == 2
+    options = ["--condition", "amd", "--count", "3", "--out", tmp_path / "images"]
+    assert cli("generate", tmp_path / "b", *options)[0] == 0
+
+
+def test_an_attack_on_another_runs_model_does_not_count(
+    run: RunFolder, tmp_path: Path, cli: Cli
+) -> None:
+    whole = load_file(run.generator / WEIGHTS_FILE) | load_file(run.generator / TRAINING_FILE)
+    moved = {n: array + n.startswith("encoder.") for n, array in whole.items()}
+    # It draws the same, and its encoder is not the one that was attacked.
+    save_generator(run.generator, STUDY, moved, {"rounds": 2})
+    status, out, _ = cli("release", run.path, "--out", tmp_path / "b")
+    assert status == 2
+    assert "those of another model were attacked" in " ".join(out.split())
 
 
 def voted(run: RunFolder) -> Path:

@@ -378,7 +378,7 @@ def made() -> Evaluated:
     evaluation = Evaluation(
         Identity("vae", "retina", "5" * 64, "9" * 64, {}), 32, EvaluationSettings(),
         Counts.of(real), "e" * 64, Counts.of(train), "f" * 64, Counts.of(generated), (), 0,
-        (), (), None, None, None, (), None, (), {"images": 1.0},
+        (), (), None, None, None, (), None, "", (), {"images": 1.0},
     )  # fmt: skip
     return Evaluated(
         evaluation,
