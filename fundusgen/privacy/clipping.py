@@ -33,7 +33,8 @@ PatientLoss = Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
 # It would not cover weights made for the purpose: a network that subtracts equal numbers and
 # multiplies what rounding left of them turns the last bits of the others into all of their
 # gradient. So DP-SGD asks for batches of one fixed shape, and for networks and sizes in which a
-# patient's place makes no difference: `fundusgen.training.places` finds them.
+# patient's place makes no difference: `fundusgen.training.places` finds them. And it takes patients
+# in a secret order, so that not everybody moves (`fundusgen.privacy.dpsgd.in_secret_order`).
 ROUNDING_MARGIN = 2.0**-10
 # float32 norms of longer rows lose digits: 7e-5 at 300,000 equal entries, 4e-4 at 3 million.
 # Blocks of this many columns also keep their float64 copies in the processor's cache.

@@ -205,7 +205,7 @@ class PatientSGD:
         self.settings = settings
         self._parameters = dict(parameters)
         self._optimizer = _PatientOptimizer(optimizer, settings, noise)
-        self._sampler = sampler
+        self._sampler, self._noise = sampler, noise
         self._usable = True
 
     def step(
@@ -249,7 +249,7 @@ class PatientSGD:
     def _take_step(
         self, loss: PatientLoss | HookedLoss, load_batch: LoadBatch, addend: Addend | None
     ) -> StepReport:
-        indices = self._sampler.draw()
+        indices = in_secret_order(self._sampler.draw(), self._noise)
         size = self.settings.physical_batch
         starts = range(0, len(indices), size) or range(1)
         norms, losses = [], []
@@ -312,6 +312,44 @@ class _PatientOptimizer(DPOptimizer):  # type: ignore[misc]
         self._step_skip_queue.clear()
         self._is_last_step_skipped = False
         self.zero_grad(set_to_none=True)
+
+
+def in_secret_order(indices: NDArray[np.int64], noise: NoiseSource) -> NDArray[np.int64]:
+    """Shuffle a sample, so that one patient more moves at most one other patient.
+
+    A second line of defence. With batches whose places are alike (`fundusgen.training.places`) the
+    order of a sample changes nothing. Should they be unlike all the same, an order by index would
+    move everybody after a new patient by a place, and the sum by as much as the network makes of
+    that.
+
+    Guarantee: every order is equally likely, whatever the sample; nobody outside knows it. If then
+        a patient's gradient depends on them and on their place, and on nobody else, one patient
+        more moves the clipped sum by at most three times the clipping norm, whatever the network:
+        put the new patient at a place drawn from all, and whom that displaces at the new last
+        place. That is as likely as any order of one patient more; all others stay, the new
+        patient adds one norm, and the displaced one changes by two at most.
+    Edge cases: none or one come back as they are. Equal words, of which there are two with a
+        probability of n**2 / 2**65, leave their patients in the order of the sample.
+
+    Args:
+        indices: Of the sampled patients.
+        noise: Where the randomness comes from.
+
+    Returns:
+        The same indices, shuffled.
+
+    Raises:
+        PrivacyError: The noise source gave too few words.
+    """
+    words = noise.uniform_uint64(len(indices))
+    if words.shape != indices.shape:
+        raise PrivacyError(
+            "the noise source gave the wrong number of words",
+            expected="one word a patient",
+            remedy="Use SecureNoise or FastNoise",
+        )
+    shuffled: NDArray[np.int64] = indices[np.argsort(words, kind="stable")]
+    return shuffled
 
 
 def _load(load_batch: LoadBatch, indices: NDArray[np.int64]) -> tuple[Tensor, ...]:

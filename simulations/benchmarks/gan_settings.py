@@ -36,6 +36,15 @@ _TRIED: dict[str, dict[str, dict[str, Any]]] = {
         "model": {**_WHOLE, "phantoms_say": 0.0},
         "dpsgd": {"steps_per_round": 8, "sample_rate": 0.05},
     },
+    # With `--epsilon none --rounds 480`: the steps, rates and networks of ordinary training.
+    "as ordinary training": {
+        "model": {
+            **_WHOLE, "phantoms_say": 0.0, "accuracy_floor": 0.0, "generator_steps": 1,
+            "generator_learning_rate": 7e-4,
+        },
+        "dpsgd": {"sample_rate": 0.1},
+        "federation": {"server_learning_rate": 7e-4},
+    },
     "votes of patches alone": {
         "model": {"private": ["discriminator.patch_vote.*", "discriminator.embedding.*"]}
     },
