@@ -5,7 +5,9 @@
 Flower's SuperNode starts its helpers by bare name, and lets the server choose which: a run of the
 kind `agent` is answered by `flwr-agentapp`, which runs the server's code as well. So every such
 name is taken here: `flwr-clientapp` is the site's own, the others refuse. It also tells the
-server, to the microsecond, how long each answer took; that depends on patients, and is left out.
+server, to the microsecond, how long each answer took; that depends on patients, and is left out. It
+follows the server's redirects to any host, of the hospital's own network too, and unpacks a part of
+the server's bundle: neither is done here.
 """
 
 import os
@@ -16,8 +18,10 @@ from typing import Any
 
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.utils import get_flwr_home
 from flwr.supernode import fleet_http_connection as connection
+from flwr.supernode import start_client_internal as messages
 
 from client.clientapp import own_code_only, require_parts
 from fundusgen.errors import SiteError
@@ -25,6 +29,7 @@ from fundusgen.storage import write_atomically
 
 _ANSWERING = TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP]
 _DURATIONS = "clientapp_runtime_list"
+_CONFIGURATION = "get_fused_config_from_fab"
 _SUPEREXEC = "from flwr.supercore.cli import flower_superexec; flower_superexec()"
 
 
@@ -37,6 +42,8 @@ def main() -> None:
         # Of use in the process of every answer; here, the operator sees that it cannot be done.
         own_code_only(run_clientapp)
         hide_durations()
+        stay_with_the_server()
+        leave_bundles_closed()
         programs = write_programs(get_flwr_home() / "programs")
     except (SiteError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -55,6 +62,45 @@ def hide_durations() -> None:
     """
     require_parts(connection, "http_request_response", ("PushMessagesRequest", _DURATIONS))
     vars(connection)["PushMessagesRequest"] = _request_without_durations
+
+
+def stay_with_the_server() -> None:
+    """Take a redirect for a failure.
+
+    Guarantee: what the server answers never makes this process call another host or path.
+
+    Raises:
+        SiteError: This version of Flower works in another way.
+    """
+    make = ProtobufClient.__init__
+
+    def make_without_redirects(self: ProtobufClient, *arguments: Any, **settings: Any) -> None:
+        make(self, *arguments, **settings)
+        self._client.follow_redirects = False
+
+    ProtobufClient.__init__ = make_without_redirects  # type: ignore[method-assign]
+    try:
+        stays = ProtobufClient("http://127.0.0.1")._client.follow_redirects is False
+    except AttributeError:
+        stays = False
+    if not stays:
+        raise SiteError(
+            "the client of this Flower follows redirects in another way",
+            expected="flwr 1.41, where that can be turned off",
+            remedy="Install the version of flwr that fundusgen's constraints.txt names",
+        )
+
+
+def leave_bundles_closed() -> None:
+    """Do not read the configuration in the server's bundle, which nothing here uses.
+
+    Guarantee: no byte of a bundle is unpacked or parsed by this process.
+
+    Raises:
+        SiteError: This version of Flower works in another way.
+    """
+    require_parts(messages, "_pull_and_store_message", (_CONFIGURATION,))
+    vars(messages)[_CONFIGURATION] = lambda *_: {}
 
 
 def write_programs(folder: Path) -> Path:

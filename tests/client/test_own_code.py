@@ -3,21 +3,34 @@
 import importlib.util
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from flwr.common.constant import ErrorCode
-from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.fab import Fab
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supernode import fleet_http_connection as connection
+from flwr.supernode import start_client_internal as messages
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 import client.app
 from client.clientapp import ERROR_TEXT, own_code_only
-from client.supernode import hide_durations, write_programs
+from client.supernode import (
+    hide_durations,
+    leave_bundles_closed,
+    stay_with_the_server,
+    write_programs,
+)
 from fundusgen.errors import SiteError
 
 PARTS = [
@@ -93,6 +106,68 @@ def test_how_long_an_answer_took_is_not_sent(monkeypatch) -> None:
     hide_durations()
     sent = connection.PushMessagesRequest(messages_list=[], clientapp_runtime_list=[1.25])
     assert sent == PushMessagesRequest()
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[str, list[str]]]:
+    """A server that sends whoever calls it to another host, and what that one was asked."""
+    asked: list[str] = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None: ...
+
+    class Server(Other):
+        def do_POST(self) -> None:
+            self.send_response(307)
+            self.send_header("Location", f"http://127.0.0.1:{other.server_port}/admin/reboot")
+            self.end_headers()
+
+    other, server = (ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Other, Server))
+    for one in (other, server):
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}", asked
+    for one in (other, server):
+        one.shutdown()
+        one.server_close()
+
+
+def test_a_server_cannot_send_a_site_to_another_host(hosts, monkeypatch) -> None:
+    address, asked = hosts
+
+    def call() -> None:
+        caller = FleetHttpClient.from_server_address(address, True, None, interceptors=[])
+        with suppress(Exception):
+            caller.PullMessages(PullMessagesRequest(node=Node(node_id=5)))
+
+    call()
+    assert asked == ["/admin/reboot"]  # as Flower has it
+    monkeypatch.setattr(ProtobufClient, "__init__", ProtobufClient.__init__)  # put back after
+    stay_with_the_server()
+    call()
+    assert asked == ["/admin/reboot"]
+
+
+def test_a_client_that_follows_redirects_in_another_way_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(ProtobufClient, "__init__", lambda self, *_: None)
+    with pytest.raises(SiteError, match="follows redirects in another way"):
+        stay_with_the_server()
+
+
+def test_a_bundle_is_not_parsed_by_the_process_that_receives_it(monkeypatch) -> None:
+    name = "get_fused_config_from_fab"
+    monkeypatch.setattr(messages, name, vars(messages)[name])  # put back after
+    leave_bundles_closed()
+    assert vars(messages)[name](b"no archive at all", object()) == {}
+    monkeypatch.setattr(messages, "_pull_and_store_message", lambda: None)
+    with pytest.raises(SiteError, match=f"does not use {name}"):
+        leave_bundles_closed()
 
 
 @pytest.mark.parametrize("kind", list(TaskType))
