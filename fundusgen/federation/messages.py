@@ -136,8 +136,10 @@ def unpack_arrays(record: object) -> Weights:
         # A header can promise more than there is memory for.
         except (TypeError, ValueError, OSError, EOFError, MemoryError) as error:
             raise FederationError(f"array '{name}' cannot be read") from error
-        if values.dtype != np.float32:
-            raise FederationError(f"array '{name}' is {values.dtype}", expected="float32")
+        # An archive of arrays can be read too.
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+            found = getattr(values, "dtype", "no array")
+            raise FederationError(f"array '{name}' is {found}", expected="float32")
         weights[name] = values
     return weights
 

@@ -118,6 +118,15 @@ def promising_array() -> ArrayRecord:
     return ArrayRecord({"a": Array("float32", (1,), "numpy.ndarray", buffer.getvalue())})
 
 
+def archive_of_arrays() -> ArrayRecord:
+    """What `np.load` opens too, and what is no array."""
+    import io
+
+    buffer = io.BytesIO()
+    np.savez(buffer, weight=WEIGHTS["a.weight"])
+    return ArrayRecord({"a.weight": Array("float32", (1,), "numpy.ndarray", buffer.getvalue())})
+
+
 GOOD = ConfigRecord({"json": RECEIPT.to_json()})
 
 
@@ -131,6 +140,7 @@ GOOD = ConfigRecord({"json": RECEIPT.to_json()})
         RecordDict({"arrays": broken_array(), "receipt": GOOD}),
         RecordDict({"arrays": pickled_array(), "receipt": GOOD}),
         RecordDict({"arrays": promising_array(), "receipt": GOOD}),
+        RecordDict({"arrays": archive_of_arrays(), "receipt": GOOD}),
         RecordDict({"arrays": arrays(np.ones(2)), "receipt": GOOD}),
         RecordDict({"arrays": arrays(WEIGHTS["a.weight"]), "receipt": ConfigRecord({"json": "{"})}),
         RecordDict({"arrays": arrays(WEIGHTS["a.weight"]),
