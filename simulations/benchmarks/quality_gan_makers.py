@@ -87,6 +87,11 @@ def tuned_server(
     return server
 
 
+def gan_tuned_often(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
+    """As `gan_tuned`, with four steps of DP-SGD in a round instead of one, at the same epsilon."""
+    return gan_tuned(context, epsilon, seed, dpsgd={"steps_per_round": 4})
+
+
 def gan_at_sites(context: Context, epsilon: float | None, seed: int) -> NDArray[np.uint8]:
     """As `gan_tuned`, with generators that are trained at the sites and averaged."""
     return gan_tuned(context, epsilon, seed, model={"generator": "sites"})

@@ -20,6 +20,7 @@ from simulations.benchmarks.quality_gan_makers import (
     gan_ordinary,
     gan_prior,
     gan_tuned,
+    gan_tuned_often,
     gan_voted,
     gan_voted_and_tuned,
     gan_without_noise,
@@ -38,7 +39,7 @@ from simulations.benchmarks.quality_makers import (
 RAW_PHANTOMS, FROM_SCRATCH = "phantoms", "from_scratch"
 GAN_PRIOR, GAN_WITHOUT_NOISE = "gan_prior", "gan_free"
 GAN_IN_ONE_PLACE, GAN_ORDINARY = "gan_central", "gan_ordinary"
-PRETRAINED_GANS = ("gan_dpsgd", "gan_votes", "gan_votes_dpsgd")
+PRETRAINED_GANS = ("gan_dpsgd", "gan_dpsgd_often", "gan_votes", "gan_votes_dpsgd")
 # Apart from the seeds of priors and classifiers, so that no row is judged on what it has seen.
 _PHANTOM_SEED = 770_000
 
@@ -64,6 +65,9 @@ ROWS: dict[str, RowKind] = {
     FROM_SCRATCH: RowKind(from_scratch, title="same model on patients, no privacy"),
     GAN_PRIOR: RowKind(gan_prior, title="GAN: the prior alone"),
     "gan_dpsgd": RowKind(gan_tuned, private=True, title="GAN: prior, DP-SGD"),
+    "gan_dpsgd_often": RowKind(
+        gan_tuned_often, private=True, title="GAN: prior, DP-SGD, 4 steps a round"
+    ),
     "gan_sites": RowKind(
         gan_at_sites, private=True, title="GAN: prior, DP-SGD, generator trained at the sites"
     ),
