@@ -3,12 +3,16 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fundusgen.cli.main import main
+from fundusgen.site import GradSampleMode
+from fundusgen.study import Study
+from fundusgen.training import places
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -17,6 +21,22 @@ def pytest_configure() -> None:
     """Hear Ctrl-C, as tests of it do, also where a shell has started us in the background."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def places_are_tried_once() -> Iterator[None]:
+    """Let sites of many tests share what one has found of batches; it takes seconds."""
+    tried, found = places.equal_at_all_places, dict[object, bool]()
+
+    def known(study: Study, size: int, mode: GradSampleMode, device: torch.device) -> bool:
+        key = (places._digest(study, size, mode, device), size)
+        if key not in found:
+            found[key] = tried(study, size, mode, device)
+        return found[key]
+
+    places.equal_at_all_places = known
+    yield
+    places.equal_at_all_places = tried
 
 
 @pytest.fixture(scope="session")

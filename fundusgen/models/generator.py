@@ -177,8 +177,8 @@ def _described(study: Study, facts: Mapping[str, Any]) -> bytes:
 
 def _read_rest(path: Path, study: Study, belongs_to: str) -> Weights:
     remedy = (
-        "Copy the folder from its run again, or have the run's server finish it again; without "
-        f"{TRAINING_FILE} the pictures can be judged all the same"
+        "Copy the folder from its run again; where that cannot be, delete "
+        f"{TRAINING_FILE}: then the pictures can be judged, and the rest of the model cannot"
     )
     try:
         content = path.read_bytes()

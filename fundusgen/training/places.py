@@ -114,24 +114,27 @@ def equal_at_all_places(
     """
     if size == 1:
         return True
+    model = build_model(study)
+    if isinstance(model, VAE):
+        # Those of the study may be so large or small that nothing is left to be seen.
+        model.pixel_std = model.beta = 1.0
+    model.to(device)
+    private = {n: model.get_parameter(n) for n in private_names(model, study.model.private)}
+    if not private:
+        # Which `prepare_round` refuses, and says why.
+        return True
+    task = _task(study, model, private, mode, device)
+    first = [parameter.detach().clone() for parameter in model.parameters()]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for number in range(_TRIES):
             torch.manual_seed(secrets.randbits(63))
             spread, kl_weight = _SPREADS_AND_KL[number % len(_SPREADS_AND_KL)]
-            model = build_model(study)
-            if isinstance(model, VAE):
-                # Those of the study may be so large or small that nothing is left to be seen.
-                model.pixel_std = model.beta = 1.0
+            if isinstance(task, VaeLoss):
+                task.kl_weight = kl_weight
             with torch.no_grad():
-                # What begins as zero would hide what it is multiplied with.
-                for parameter in model.parameters():
-                    parameter.add_(spread * torch.randn_like(parameter))
-            model.to(device)
-            private = {n: model.get_parameter(n) for n in private_names(model, study.model.private)}
-            if not private:
-                # Which `prepare_round` refuses, and says why.
-                return True
-            task = _task(study, model, private, mode, device, kl_weight)
+                for parameter, before in zip(model.parameters(), first, strict=True):
+                    # What begins as zero would hide what it is multiplied with.
+                    parameter.copy_(before + spread * torch.randn_like(before))
             batch = tuple(
                 part.expand(size, *part.shape[1:]).clone().to(device)
                 for part in _patient(study, model)
@@ -157,14 +160,13 @@ def _task(
     private: Mapping[str, nn.Parameter],
     mode: GradSampleMode,
     device: torch.device,
-    kl_weight: float = 1.0,
 ) -> PatientTask:
     nobody = PatientDataset(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64), [])
     views = PatientViews(nobody, study.dpsgd.views_per_patient, device)
     if isinstance(model, GAN):
         return GanLoss(model, private, views, drawn=1, mode=mode)
     if isinstance(model, VAE):
-        return VaeLoss(model, private, views, kl_weight, mode)
+        return VaeLoss(model, private, views, kl_weight=1.0, mode=mode)
     raise TypeError("a study has a VAE or a GAN")
 
 

@@ -121,13 +121,13 @@ def test_no_study_is_found_whose_unlike_places_pass(shape: dict[str, float], see
 
 def test_tries_cannot_be_foretold(monkeypatch) -> None:
     seen: list[torch.Tensor] = []
-    build = places.build_model
+    patient = places._patient
 
-    def watched(chosen: Study):  # type: ignore[no-untyped-def]
+    def watched(*arguments):  # type: ignore[no-untyped-def]
         seen.append(torch.rand(1))
-        return build(chosen)
+        return patient(*arguments)
 
-    monkeypatch.setattr(places, "build_model", watched)
+    monkeypatch.setattr(places, "_patient", watched)
     for _ in range(2):
         torch.manual_seed(0)
         assert equal_at_all_places(study(MODULATION), 2, "vmap", CPU)
