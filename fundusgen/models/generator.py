@@ -23,7 +23,6 @@ from safetensors.numpy import load, save
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fundusgen.errors import ModelError
-from fundusgen.federation.weights import Weights
 from fundusgen.models.factory import Model, build_model, drawing_prefix, load_weights
 from fundusgen.pixels import from_network
 from fundusgen.storage import write_atomically
@@ -36,6 +35,7 @@ WEIGHTS_FILE, MODEL_FILE = "generator.safetensors", "model.json"
 TRAINING_FILE = "training.safetensors"
 # In the metadata of the latter: SHA-256 of the former that it belongs to.
 _BELONGS_TO = "belongs_to"
+Weights = dict[str, NDArray[np.float32]]
 # Fixed, not a setting: convolutions of another batch size may round differently, and the same
 # seed must give the same pictures.
 _BATCH = 16
