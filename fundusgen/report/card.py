@@ -44,8 +44,8 @@ photograph leaving a site.
 - **Conditions**: {", ".join(study.conditions)}
 - **Study**: `{study.study_hash}`
 - **Draw**: `fundusgen generate FOLDER --condition {study.conditions[0]} --count 100 --out DIR`
-- **Pass on**: with `fundusgen release`. `{TRAINING_FILE}` is what only training needed: patients may
-  have a part in it, `fundusgen evaluate` attacks it, and no release holds it
+- **Pass on**: with `fundusgen release`. `{TRAINING_FILE}` is what only training needed: patients
+  may have a part in it, `fundusgen evaluate` attacks it, and no release holds it
 {_learned_from(study)}{_not_learned(undecided)}
 ## Privacy
 Differential privacy per {privacy.unit}: bounds what anyone, the study's server included, can learn
